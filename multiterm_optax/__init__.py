@@ -1,0 +1,18 @@
+"""Optax transformations for several loss terms at once.
+
+losses_fn -> losses [K] and per-term gradients [K, *p] -> balance (K -> K)
+-> aggregate (K -> 1) -> any ordinary Optax transformation. The exports below
+follow that flow.
+"""
+
+from multiterm_optax.aggregators import scale_by_max_adam as scale_by_max_adam
+from multiterm_optax.aggregators import sum_terms as sum_terms
+from multiterm_optax.gradients import term_grads as term_grads
+from multiterm_optax.gradients import value_and_term_grads as value_and_term_grads
+from multiterm_optax.optimizers import adatask as adatask
+from multiterm_optax.optimizers import adatask_adagrad as adatask_adagrad
+from multiterm_optax.optimizers import adatask_adam as adatask_adam
+from multiterm_optax.optimizers import adatask_rmsprop as adatask_rmsprop
+from multiterm_optax.optimizers import mtadam as mtadam
+from multiterm_optax.transforms import balance_by_norm as balance_by_norm
+from multiterm_optax.transforms import per_term as per_term

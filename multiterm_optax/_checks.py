@@ -1,0 +1,166 @@
+"""Bad input is refused at trace time, in words that name the argument.
+
+Each check says what was expected and what was found. Values that are traced
+(schedules, ``optax.inject_hyperparams``) cannot be judged and pass.
+"""
+
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr
+
+
+def num_terms(value: Any, name: str) -> int:
+    """Returns ``value`` as a static int of at least 1."""
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"{name}: num_terms must be a static Python int, found a traced value; "
+            "under optax.inject_hyperparams pass static_args=('num_terms',)."
+        )
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{name}: num_terms must be a static Python int, found {value!r}."
+        ) from None
+    if isinstance(value, bool) or count < 1:
+        raise ValueError(f"{name}: num_terms must be at least 1, found {value!r}.")
+    return count
+
+
+def in_range(
+    value: Any,
+    argument: str,
+    name: str,
+    *,
+    low: float = -np.inf,
+    high: float = np.inf,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> None:
+    """Refuses a concrete hyperparameter outside an interval; tracers pass."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: {argument} must be a number, found {value!r}.") from (
+            None
+        )
+    above = array > low if open_low else array >= low
+    below = array < high if open_high else array <= high
+    if not np.all(above & below):
+        interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+        raise ValueError(f"{name}: {argument} must be in {interval}, found {value!r}.")
+
+
+def decay(value: Any, argument: str, name: str) -> None:
+    """Refuses a decay rate outside [0, 1)."""
+    in_range(value, argument, name, low=0.0, high=1.0, open_high=True)
+
+
+def non_negative(value: Any, argument: str, name: str) -> None:
+    """Refuses a negative or infinite value."""
+    in_range(value, argument, name, low=0.0, open_high=True)
+
+
+def one_of(value: Any, argument: str, name: str, choices: tuple[Any, ...]) -> None:
+    """Refuses a value that is none of the documented choices."""
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name}: {argument} must be one of {listed}, found {value!r}.")
+
+
+def vector(value: Any, argument: str, name: str, count: int) -> jax.Array:
+    """Returns ``value`` as an array [K] of non-negative numbers."""
+    array = jnp.asarray(value, dtype=jnp.result_type(float))
+    if array.shape != (count,):
+        raise ValueError(
+            f"{name}: {argument} must have shape ({count},), one value for each of "
+            f"num_terms={count} terms, found shape {array.shape}."
+        )
+    non_negative(value, argument, name)
+    return array
+
+
+def term_index(value: Any, argument: str, name: str, count: int) -> int:
+    """Returns ``value`` as the static index of a term."""
+    try:
+        index = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{name}: {argument} must be None or the index of a term, found {value!r}."
+        ) from None
+    if not 0 <= index < count:
+        raise ValueError(
+            f"{name}: {argument} must be in [0, {count - 1}] for num_terms={count}, "
+            f"found {index}."
+        )
+    return index
+
+
+def transformation(value: Any, argument: str, name: str) -> None:
+    """Refuses what is not an Optax transformation."""
+    if not (hasattr(value, "init") and hasattr(value, "update")):
+        raise TypeError(
+            f"{name}: {argument} must be an optax.GradientTransformation, found "
+            f"{value!r}."
+        )
+
+
+def term_axis(updates: Any, params: Any, name: str, count: int | None = None) -> None:
+    """Refuses updates whose leaves are not [K, *p].
+
+    With ``params`` at hand the whole shape is known; without, only that axis 0
+    has ``count`` entries.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(updates)
+    shapes: list[tuple[int, ...] | None] = [None] * len(leaves)
+    if params is not None:
+        if jax.tree.structure(params) != structure:
+            raise ValueError(
+                f"{name}: updates must have the tree structure of params, "
+                f"{jax.tree.structure(params)}, found {structure}."
+            )
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
+    for (path, leaf), shape in zip(leaves, shapes, strict=True):
+        _term_axis_leaf(jnp.shape(leaf), shape, f"updates{keystr(path)}", name, count)
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise TypeError(
+                f"{name}: updates{keystr(path)} must be floating point, found "
+                f"{jnp.result_type(leaf)}."
+            )
+
+
+def _term_axis_leaf(
+    found: tuple[int, ...],
+    parameter: tuple[int, ...] | None,
+    leaf: str,
+    name: str,
+    count: int | None,
+) -> None:
+    lead = "num_terms" if count is None else str(count)
+    if parameter is None:
+        tail, fits = "*parameter shape", len(found) >= 1
+    else:
+        tail = ", ".join(map(str, parameter))
+        fits = len(found) == len(parameter) + 1 and found[1:] == parameter
+    if fits and (count is None or found[0] == count):
+        return
+    expected = f"({lead}, {tail})" if tail else f"({lead},)"
+    hint = "."
+    if found == parameter or (parameter is None and not found):
+        hint = (
+            ": the term axis is missing. Per-term gradients come from "
+            "multiterm_optax.value_and_term_grads, and only one aggregator "
+            "(K -> 1) may stand in a chain."
+        )
+    elif fits:
+        hint = f": num_terms={count}, but the term axis has {found[0]} entries."
+    raise ValueError(
+        f"{name}: {leaf} must have the term axis first, shape {expected}, found "
+        f"shape {found}{hint}"
+    )

@@ -1,0 +1,14 @@
+"""K -> 1: stages that remove the term axis.
+
+A stage of this floor is an Optax transformation that takes updates whose every
+leaf is ``[K, *p]`` and returns leaves ``[*p]``. Exactly one stands in an
+``optax.chain``; any ordinary Optax transformation may follow it.
+"""
+
+from multiterm_optax.aggregators._max_adam import (
+    ScaleByMaxAdamState as ScaleByMaxAdamState,
+)
+from multiterm_optax.aggregators._max_adam import (
+    scale_by_max_adam as scale_by_max_adam,
+)
+from multiterm_optax.aggregators._sum_terms import sum_terms as sum_terms

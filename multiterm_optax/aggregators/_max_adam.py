@@ -1,0 +1,169 @@
+"""MTAdam's second half: Adam whose step obeys the least certain term."""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from multiterm_optax import _checks, _terms
+from multiterm_optax._typing import Leaf, Scalar, TermLeaf
+
+
+class ScaleByMaxAdamState(NamedTuple):
+    """State of :func:`scale_by_max_adam`.
+
+    Attributes:
+      count: Number of steps taken, int32.
+      mu: First moment: of the sum of the terms, leaves [*p]; with
+        ``reduction="own"`` of each term, leaves [K, *p].
+      nu: Second moments of the terms, leaves [K, *p], in at least float32.
+      nu_max: With ``amsgrad`` the largest reduced second moment so far, else None.
+    """
+
+    count: jax.Array
+    mu: optax.Updates
+    nu: optax.Updates
+    nu_max: optax.Updates | None
+
+
+def scale_by_max_adam(
+    num_terms: int,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    *,
+    eps_root: Scalar = 0.0,
+    reduction: Literal["max", "mean", "own"] = "max",
+    amsgrad: bool = False,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adam's step for the sum of the terms, scaled by the largest second moment.
+
+    With the bias-corrected Adam moments :math:`\hat m_i, \hat v_i` of each term,
+
+    .. math:: u = \sum_i \frac{\hat m_i}{\sqrt{\max_j \hat v_j} + \epsilon} .
+
+    :math:`\sum_i \hat m_i` is the bias-corrected moving average of
+    :math:`\sum_i g_i`, so that one first moment serves all terms: K + 1 buffers of
+    the parameters' size, not 2K, exactly. K equal terms step K times as far as one.
+
+    Args:
+      num_terms: K, the number of terms.
+      b1: Decay rate of the first moment, in [0, 1).
+      b2: Decay rate of the second moments, in [0, 1).
+      eps: Added outside the square root.
+      eps_root: Added inside the square root.
+      reduction: ``"max"``: as above. ``"mean"``: the mean of the :math:`\hat v_j`
+        (the paper's ablation v). ``"own"``: each term by its own :math:`\hat v_i`
+        (ablation iv, AdaTask's Adam), which needs 2K buffers.
+      amsgrad: Keep the largest reduced :math:`\hat v` seen, as
+        :func:`optax.scale_by_amsgrad` does.
+      mu_dtype: Dtype of the first moment; ``None``: the parameter's.
+
+    Returns:
+      A transformation of updates whose every leaf is [K, \*p] to updates [\*p] of the
+      same dtypes. With K = 1 it is :func:`optax.scale_by_adam`.
+
+    Raises:
+      ValueError: A hyperparameter is out of range, or an update has not the term axis
+        first.
+
+    Source:
+      Malkiel and Wolf, "MTAdam: Automatic Balancing of Multiple Training Loss
+      Terms", Alg. 1, lines 9 to 15; ablations of its Table 5.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from multiterm_optax import scale_by_max_adam
+      >>> tx = scale_by_max_adam(num_terms=2)
+      >>> grads = jnp.array([[1.0, 1.0], [1.0, -4.0]])
+      >>> updates, state = tx.update(grads, tx.init(jnp.zeros(2)))
+      >>> [round(float(u), 4) for u in updates]
+      [2.0, -0.75]
+      >>> state.mu.shape, state.nu.shape
+      ((2,), (2, 2))
+    """
+    name = "scale_by_max_adam"
+    num_terms = _checks.num_terms(num_terms, name)
+    _checks.decay(b1, "b1", name)
+    _checks.decay(b2, "b2", name)
+    _checks.non_negative(eps, "eps", name)
+    _checks.non_negative(eps_root, "eps_root", name)
+    _checks.one_of(reduction, "reduction", name, ("max", "mean", "own"))
+
+    def reduce_terms(nu: TermLeaf) -> TermLeaf | Leaf:
+        if reduction == "max":
+            return _terms.max_terms(nu)
+        if reduction == "mean":
+            return _terms.sum_terms(nu) / num_terms
+        return nu
+
+    def init_fn(params: optax.Params) -> ScaleByMaxAdamState:
+        def zeros(param: Any, dtype: Any, own: bool) -> jax.Array:
+            if own:
+                return _terms.zeros_per_term(param, num_terms, dtype)
+            return jnp.zeros_like(param, dtype=dtype)
+
+        def wide(param: Any, own: bool) -> jax.Array:
+            return zeros(param, _terms.accumulator_dtype(param), own)
+
+        own = reduction == "own"
+        return ScaleByMaxAdamState(
+            count=jnp.zeros([], jnp.int32),
+            mu=jax.tree.map(
+                lambda p: zeros(p, mu_dtype or jnp.result_type(p), own), params
+            ),
+            nu=jax.tree.map(lambda p: wide(p, True), params),
+            nu_max=jax.tree.map(lambda p: wide(p, own), params) if amsgrad else None,
+        )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: ScaleByMaxAdamState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ScaleByMaxAdamState]:
+        del extra_args
+        _checks.term_axis(updates, params, name, num_terms)
+        count = optax.safe_increment(state.count)
+        correct_mu = _bias_correction(b1, count)
+        correct_nu = _bias_correction(b2, count)
+
+        def first_moment(update: TermLeaf, mu: jax.Array) -> jax.Array:
+            wide = update.astype(_terms.accumulator_dtype(update))
+            seen = wide if reduction == "own" else _terms.sum_terms(wide)
+            return b1 * mu + (1 - b1) * seen
+
+        def second_moment(update: TermLeaf, nu: TermLeaf) -> TermLeaf:
+            wide = update.astype(nu.dtype)
+            return (b2 * nu + (1 - b2) * (wide * wide)).astype(nu.dtype)
+
+        def step(update: TermLeaf, mu: jax.Array, reduced: jax.Array) -> Leaf:
+            moved = (mu / correct_mu) / (jnp.sqrt(reduced + eps_root) + eps)
+            total = _terms.sum_terms(moved) if reduction == "own" else moved
+            return total.astype(update.dtype)
+
+        mu = jax.tree.map(first_moment, updates, state.mu)
+        nu = jax.tree.map(second_moment, updates, state.nu)
+        reduced = jax.tree.map(lambda v: reduce_terms(v) / correct_nu, nu)
+        nu_max = None
+        if amsgrad:
+            reduced = jax.tree.map(jnp.maximum, state.nu_max, reduced)
+            nu_max = optax.tree.cast_like(reduced, state.nu_max)
+        stepped = jax.tree.map(step, updates, mu, reduced)
+        mu = optax.tree.cast_like(mu, state.mu)
+        return stepped, ScaleByMaxAdamState(count, mu, nu, nu_max)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _bias_correction(decay: Scalar, count: jax.Array) -> jax.Array:
+    # 1 - decay**t loses most of its digits in float32; expm1 of a logarithm taken
+    # in double precision, where the decay is known, keeps them.
+    steps = count.astype(jnp.result_type(float))
+    if isinstance(decay, jax.core.Tracer):
+        return -jnp.expm1(steps * jnp.log(decay))
+    with np.errstate(divide="ignore"):
+        return -jnp.expm1(steps * float(np.log(np.float64(decay))))

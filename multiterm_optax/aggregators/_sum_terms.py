@@ -1,0 +1,44 @@
+"""The plainest aggregator."""
+
+from typing import Any
+
+import jax
+import optax
+
+from multiterm_optax import _checks, _terms
+
+
+def sum_terms() -> optax.GradientTransformationExtraArgs:
+    r"""Adds up the terms: :math:`u = \sum_i g_i`.
+
+    The sum, not the mean, since the sum of the gradients is the gradient of the
+    summed loss. Accumulates in at least float32.
+
+    Returns:
+      A transformation of updates whose every leaf is [K, \*p] to updates [\*p] of the
+      same dtypes. Stateless.
+
+    Raises:
+      ValueError: An update has no term axis. With ``params`` given to ``update`` the
+        whole shape is checked, without them only that there is an axis.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from multiterm_optax import sum_terms
+      >>> tx = sum_terms()
+      >>> updates, _ = tx.update(jnp.array([[1.0, 2.0], [10.0, 20.0]]), tx.init(None))
+      >>> updates.tolist()
+      [11.0, 22.0]
+    """
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.EmptyState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.EmptyState]:
+        del extra_args
+        _checks.term_axis(updates, params, "sum_terms")
+        return jax.tree.map(_terms.sum_terms, updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)

@@ -1,0 +1,75 @@
+"""Splits a linear function of K outputs into K functions of one output.
+
+Transposing ``tangents -> [K]`` against a one-hot cotangent multiplies numeric
+zeros through everything the other terms touch. Transposing one output alone
+visits only what this output depends on. For a pytree of scalars that is a
+choice of leaf; for an array, the operations that assembled it
+(``jnp.stack``, ``jnp.array``, ``jnp.concatenate``, a product with constant
+weights, a change of dtype or sign) are followed back to the scalar.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+Read = Callable[[jax.Array], jax.Array]
+
+
+def split_outputs(
+    linear: Callable[..., Any], tangents: tuple[Any, ...], num_terms: int
+) -> list[Callable[..., jax.Array]]:
+    """Returns K functions of ``tangents``, the i-th giving the i-th loss's tangent."""
+    flat, structure = jax.tree.flatten(tangents)
+    closed = jax.make_jaxpr(lambda *leaves: linear(*structure.unflatten(leaves)))(*flat)
+    jaxpr = closed.jaxpr
+    makers = {out: eqn for eqn in jaxpr.eqns for out in eqn.outvars}
+    constants = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+
+    def one_output(var: Any, read: Read) -> Callable[..., jax.Array]:
+        if isinstance(var, core.Literal):
+            return lambda *_: read(jnp.asarray(var.val, var.aval.dtype))
+        alone = core.jaxpr_as_fun(
+            core.ClosedJaxpr(jaxpr.replace(outvars=[var]), closed.consts)
+        )
+        return lambda *args: read(alone(*jax.tree.leaves(args))[0])
+
+    if len(jaxpr.outvars) == num_terms:  # a pytree of scalars (or K = 1)
+        scalars = [(var, lambda x: x.reshape(())) for var in jaxpr.outvars]
+    else:
+        (array,) = jaxpr.outvars
+        scalars = [_element(array, i, makers, constants) for i in range(num_terms)]
+    return [one_output(var, read) for var, read in scalars]
+
+
+def _element(
+    var: Any, index: int, makers: dict[Any, Any], constants: dict[Any, Any]
+) -> tuple[Any, Read]:
+    """The variable that element ``index`` of a vector comes from, and its reading."""
+    if isinstance(var, core.Literal) or var not in makers:
+        return var, lambda x: x[index]
+    eqn = makers[var]
+    kind, operands = eqn.primitive.name, eqn.invars
+    if kind == "stack" and eqn.params["axis"] == 0:
+        return operands[index], lambda x: x
+    if kind == "concatenate":
+        for operand in operands:
+            if index < operand.aval.shape[0]:
+                return _element(operand, index, makers, constants)
+            index -= operand.aval.shape[0]
+    if kind in ("broadcast_in_dim", "reshape") and operands[0].aval.shape == ():
+        return operands[0], lambda x: x
+    if kind in ("neg", "convert_element_type", "copy"):
+        inner, read = _element(operands[0], index, makers, constants)
+        dtype, sign = var.aval.dtype, -1 if kind == "neg" else 1
+        return inner, lambda x: sign * read(x).astype(dtype)
+    if kind == "mul":
+        for factor, operand in (operands, operands[::-1]):
+            value = getattr(factor, "val", constants.get(factor, None))
+            if value is not None and operand.aval.shape == var.aval.shape:
+                weight = jnp.broadcast_to(value, var.aval.shape)[index]
+                inner, read = _element(operand, index, makers, constants)
+                return inner, lambda x: weight * read(x)
+    return var, lambda x: x[index]

@@ -1,0 +1,11 @@
+"""Whole optimizers: short chains of the stages, with a learning rate.
+
+An optimizer takes per-term gradients, every leaf ``[K, *p]``, and returns
+updates ``[*p]`` for ``optax.apply_updates``.
+"""
+
+from multiterm_optax.optimizers._adatask import adatask as adatask
+from multiterm_optax.optimizers._adatask import adatask_adagrad as adatask_adagrad
+from multiterm_optax.optimizers._adatask import adatask_adam as adatask_adam
+from multiterm_optax.optimizers._adatask import adatask_rmsprop as adatask_rmsprop
+from multiterm_optax.optimizers._mtadam import mtadam as mtadam

@@ -1,0 +1,273 @@
+"""AdaTask: each term keeps its own adaptive statistics; the steps are summed."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from multiterm_optax import _checks, _terms
+from multiterm_optax._typing import Scalar
+from multiterm_optax.aggregators import sum_terms
+from multiterm_optax.transforms import per_term
+
+
+def adatask(
+    inner: optax.GradientTransformation, num_terms: int
+) -> optax.GradientTransformationExtraArgs:
+    r"""AdaTask's form of any Optax optimizer.
+
+    .. math:: \theta \leftarrow \theta - \sum_i \mathrm{inner}_i(g_i)
+
+    where each term has its own copy of ``inner``'s state: ``chain(per_term(inner, K),
+    sum_terms())``. Every term steps at the size ``inner`` gives it alone, whatever
+    the scale of its loss. Parameters that only one term touches are trained by the
+    plain ``inner`` on this term.
+
+    Args:
+      inner: An optimizer with its learning rate, such as ``optax.adam(1e-3)``. Weight
+        decay inside would be applied K times: put it after this transformation.
+      num_terms: K, the number of terms.
+
+    Returns:
+      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. With
+      K = 1 it is ``inner``.
+
+    Raises:
+      TypeError: ``inner`` is not a transformation.
+      ValueError: ``num_terms`` is not positive, or an update has not the term axis
+        first.
+
+    Source:
+      Yang et al., "AdaTask: A Task-Aware Adaptive Learning Rate Approach to
+      Multi-Task Learning", AAAI 2023, Alg. 2.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from multiterm_optax import adatask
+      >>> tx = adatask(optax.adam(0.1), num_terms=2)
+      >>> grads = jnp.array([[1.0, 0.0], [0.0, -1000.0]])
+      >>> updates, _ = tx.update(grads, tx.init(jnp.zeros(2)))
+      >>> [round(float(u), 4) for u in updates]
+      [-0.1, 0.1]
+    """
+    return optax.chain(per_term(inner, num_terms), sum_terms())
+
+
+def adatask_adam(
+    learning_rate: optax.ScalarOrSchedule,
+    num_terms: int,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    *,
+    eps_in_sqrt: bool = False,
+    weight_decay: Scalar | None = None,
+    mask: Any | Callable[[optax.Params], Any] | None = None,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adam with moments of its own for each term.
+
+    .. math:: \theta \leftarrow \theta - \alpha \sum_i
+      \frac{\hat m_i}{\sqrt{\hat v_i} + \epsilon}
+
+    State: 2K copies of the parameters.
+
+    Args:
+      learning_rate: A number or an Optax schedule.
+      num_terms: K, the number of terms.
+      b1: Decay rate of the first moments, in [0, 1); the paper's
+        :math:`\gamma_2`.
+      b2: Decay rate of the second moments, in [0, 1); the paper's
+        :math:`\gamma_1`.
+      eps: Added to the denominator.
+      eps_in_sqrt: Put ``eps`` inside the square root. The paper prints both forms.
+      weight_decay: Decoupled weight decay, multiplied by the learning rate, once and
+        not K times. ``None``: none, and ``update`` does not need ``params``.
+      mask: Which parameters decay, as in :func:`optax.adamw`.
+      mu_dtype: Dtype of the first moments; ``None``: the parameter's.
+
+    Returns:
+      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. With
+      K = 1 it is :func:`optax.adam`, or :func:`optax.adamw`.
+
+    Raises:
+      ValueError: A hyperparameter is out of range, or an update has not the term axis
+        first.
+
+    Source:
+      Yang et al., "AdaTask", AAAI 2023, Alg. 2 and Eq. 7.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from multiterm_optax import adatask_adam
+      >>> tx = adatask_adam(0.1, num_terms=2)
+      >>> updates, _ = tx.update(jnp.array([[1.0], [1e6]]), tx.init(jnp.zeros(1)))
+      >>> round(float(updates[0]), 4)
+      -0.2
+    """
+    name = "adatask_adam"
+    _checks.decay(b1, "b1", name)
+    _checks.decay(b2, "b2", name)
+    _checks.non_negative(eps, "eps", name)
+    outside, inside = (0.0, eps) if eps_in_sqrt else (eps, 0.0)
+    adam = optax.scale_by_adam(b1, b2, outside, inside, mu_dtype=mu_dtype)
+    return _adatask(adam, num_terms, learning_rate, weight_decay, mask)
+
+
+def adatask_rmsprop(
+    learning_rate: optax.ScalarOrSchedule,
+    num_terms: int,
+    decay: Scalar = 0.99,
+    eps: Scalar = 1e-8,
+    *,
+    eps_in_sqrt: bool = False,
+    weight_decay: Scalar | None = None,
+    mask: Any | Callable[[optax.Params], Any] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""RMSProp with a second moment of its own for each term.
+
+    .. math::
+
+      G_i &\leftarrow \gamma G_i + (1 - \gamma) g_i^2, \\
+      \theta &\leftarrow \theta - \alpha \sum_i \frac{g_i}{\sqrt{G_i} + \epsilon}
+
+    State: K copies of the parameters.
+
+    Args:
+      learning_rate: A number or an Optax schedule.
+      num_terms: K, the number of terms.
+      decay: :math:`\gamma`, in [0, 1).
+      eps: Added to the denominator.
+      eps_in_sqrt: Put ``eps`` inside the square root. The paper prints both forms.
+      weight_decay: Decoupled weight decay, multiplied by the learning rate, once and
+        not K times. ``None``: none, and ``update`` does not need ``params``.
+      mask: Which parameters decay, as in :func:`optax.adamw`.
+
+    Returns:
+      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. With
+      K = 1 it is ``optax.rmsprop(decay=decay, eps=eps, eps_in_sqrt=eps_in_sqrt)``.
+
+    Raises:
+      ValueError: A hyperparameter is out of range, or an update has not the term axis
+        first.
+
+    Source:
+      Yang et al., "AdaTask", AAAI 2023, Alg. 2 and Eq. 5.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from multiterm_optax import adatask_rmsprop
+      >>> tx = adatask_rmsprop(0.1, num_terms=2)
+      >>> updates, _ = tx.update(jnp.array([[1.0], [1e6]]), tx.init(jnp.zeros(1)))
+      >>> round(float(updates[0]), 4)  # each term steps 0.1 / sqrt(1 - 0.99)
+      -2.0
+    """
+    name = "adatask_rmsprop"
+    _checks.decay(decay, "decay", name)
+    _checks.non_negative(eps, "eps", name)
+    rms = optax.scale_by_rms(decay, eps, eps_in_sqrt=eps_in_sqrt)
+    return _adatask(rms, num_terms, learning_rate, weight_decay, mask)
+
+
+def adatask_adagrad(
+    learning_rate: optax.ScalarOrSchedule,
+    num_terms: int,
+    eps: Scalar = 1e-8,
+    *,
+    eps_in_sqrt: bool = False,
+    weight_decay: Scalar | None = None,
+    mask: Any | Callable[[optax.Params], Any] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""AdaGrad with an accumulator of its own for each term.
+
+    .. math::
+
+      G_i &\leftarrow G_i + g_i^2, \\
+      \theta &\leftarrow \theta - \alpha \sum_i \frac{g_i}{\sqrt{G_i} + \epsilon}
+
+    The accumulators start at 0 (those of :func:`optax.adagrad` at 0.1). State: K
+    copies of the parameters.
+
+    Args:
+      learning_rate: A number or an Optax schedule.
+      num_terms: K, the number of terms.
+      eps: Added to the denominator.
+      eps_in_sqrt: Put ``eps`` inside the square root. The paper prints both forms.
+      weight_decay: Decoupled weight decay, multiplied by the learning rate, once and
+        not K times. ``None``: none, and ``update`` does not need ``params``.
+      mask: Which parameters decay, as in :func:`optax.adamw`.
+
+    Returns:
+      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p].
+
+    Raises:
+      ValueError: A hyperparameter is out of range, or an update has not the term axis
+        first.
+
+    Source:
+      Yang et al., "AdaTask", AAAI 2023, Alg. 2 and Eq. 5.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from multiterm_optax import adatask_adagrad
+      >>> tx = adatask_adagrad(0.1, num_terms=2)
+      >>> updates, _ = tx.update(jnp.array([[1.0], [1e6]]), tx.init(jnp.zeros(1)))
+      >>> round(float(updates[0]), 4)
+      -0.2
+    """
+    _checks.non_negative(eps, "eps", "adatask_adagrad")
+    adagrad = _scale_by_adagrad(eps, eps_in_sqrt)
+    return _adatask(adagrad, num_terms, learning_rate, weight_decay, mask)
+
+
+class ScaleByAdagradState(NamedTuple):
+    """Sum of squared updates, leaves like the parameters."""
+
+    sum_of_squares: optax.Updates
+
+
+def _scale_by_adagrad(eps: Scalar, eps_in_sqrt: bool) -> optax.GradientTransformation:
+    # optax.scale_by_rss has its eps inside the root only.
+    def init_fn(params: optax.Params) -> ScaleByAdagradState:
+        return ScaleByAdagradState(
+            jax.tree.map(
+                lambda p: jnp.zeros_like(p, dtype=_terms.accumulator_dtype(p)), params
+            )
+        )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: ScaleByAdagradState,
+        params: optax.Params | None = None,
+    ) -> tuple[optax.Updates, ScaleByAdagradState]:
+        del params
+
+        def step(update: jax.Array, total: jax.Array) -> jax.Array:
+            root = jnp.sqrt(total + eps) if eps_in_sqrt else jnp.sqrt(total) + eps
+            # Nothing accumulated and eps = 0: no gradient, no step.
+            moved = jnp.where(root > 0, update / jnp.where(root > 0, root, 1), 0)
+            return moved.astype(update.dtype)
+
+        totals = jax.tree.map(
+            lambda u, s: s + jnp.square(u.astype(s.dtype)),
+            updates,
+            state.sum_of_squares,
+        )
+        return jax.tree.map(step, updates, totals), ScaleByAdagradState(totals)
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _adatask(
+    scale_by_x: optax.GradientTransformation,
+    num_terms: int,
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: Scalar | None,
+    mask: Any,
+) -> optax.GradientTransformationExtraArgs:
+    stages = [per_term(scale_by_x, num_terms), sum_terms()]
+    if weight_decay is not None:
+        stages.append(optax.add_decayed_weights(weight_decay, mask))
+    return optax.chain(*stages, optax.scale_by_learning_rate(learning_rate))

@@ -1,0 +1,74 @@
+"""Any Optax transformation, once for each term."""
+
+from typing import Any
+
+import jax
+import optax
+
+from multiterm_optax import _checks
+
+
+def per_term(
+    inner: optax.GradientTransformation, num_terms: int
+) -> optax.GradientTransformationExtraArgs:
+    r"""Lifts an Optax transformation over the term axis.
+
+    Each term gets its own copy of ``inner``'s state and goes through it alone,
+    :math:`u_i, s_i = \mathrm{inner}(g_i, s_i)`: what a paper calls task-wise
+    statistics. ``init`` and ``update`` are vmapped, so that every array of the state
+    gains a leading axis K and keeps its meaning for :func:`optax.tree.get`,
+    :func:`optax.tree.map_params` and shardings.
+
+    Weight decay inside ``inner`` would be applied K times: it belongs after the
+    aggregator. Clipping inside ``inner`` clips each term alone; outside, before the
+    aggregator, all terms jointly.
+
+    Args:
+      inner: The transformation. Extra arguments of ``update`` are forwarded to it,
+        the same ones for each term.
+      num_terms: K, the number of terms.
+
+    Returns:
+      A transformation of updates whose every leaf is [K, \*p] to updates of the same
+      shapes.
+
+    Raises:
+      TypeError: ``inner`` is not a transformation.
+      ValueError: ``num_terms`` is not positive, or an update has not the term axis
+        first.
+
+    Source:
+      The lifting that AdaTask (Yang et al., 2023, Alg. 2) applies to AdaGrad, RMSProp
+      and Adam.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from multiterm_optax import per_term
+      >>> tx = per_term(optax.clip_by_global_norm(1.0), num_terms=2)
+      >>> grads = jnp.array([[3.0, 4.0], [0.3, 0.4]])
+      >>> updates, _ = tx.update(grads, tx.init(jnp.zeros(2)))
+      >>> [[round(float(x), 6) for x in row] for row in updates]
+      [[0.6, 0.8], [0.3, 0.4]]
+    """
+    name = "per_term"
+    num_terms = _checks.num_terms(num_terms, name)
+    _checks.transformation(inner, "inner", name)
+    inner = optax.with_extra_args_support(inner)
+
+    def init_fn(params: optax.Params) -> optax.OptState:
+        return jax.vmap(inner.init, in_axes=None, axis_size=num_terms)(params)
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        _checks.term_axis(updates, params, name, num_terms)
+
+        def one_term(update: optax.Updates, one_state: optax.OptState) -> Any:
+            return inner.update(update, one_state, params, **extra_args)
+
+        return jax.vmap(one_term, axis_size=num_terms)(updates, state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
