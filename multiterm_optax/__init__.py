@@ -5,14 +5,34 @@ losses_fn -> losses [K] and per-term gradients [K, *p] -> balance (K -> K)
 follow that flow.
 """
 
-from multiterm_optax.aggregators import scale_by_max_adam as scale_by_max_adam
-from multiterm_optax.aggregators import sum_terms as sum_terms
+# isort: off
+
+# losses_fn -> losses, per-term gradients
 from multiterm_optax.gradients import term_grads as term_grads
 from multiterm_optax.gradients import value_and_term_grads as value_and_term_grads
+
+# (gramian, losses) -> weights
+from multiterm_optax._weighting import Weighting as Weighting
+from multiterm_optax.weightings import constant as constant
+from multiterm_optax.weightings import equal as equal
+from multiterm_optax.weightings import inexact_mgda as inexact_mgda
+from multiterm_optax.weightings import mgda as mgda
+
+# K -> K
+from multiterm_optax.transforms import balance_by_norm as balance_by_norm
+from multiterm_optax.transforms import per_term as per_term
+from multiterm_optax.transforms import reweight as reweight
+
+# K -> 1
+from multiterm_optax.aggregators import scale_by_max_adam as scale_by_max_adam
+from multiterm_optax.aggregators import sum_terms as sum_terms
+
+# around an inner optimizer
+from multiterm_optax.wrappers import weighted as weighted
+
+# whole optimizers
 from multiterm_optax.optimizers import adatask as adatask
 from multiterm_optax.optimizers import adatask_adagrad as adatask_adagrad
 from multiterm_optax.optimizers import adatask_adam as adatask_adam
 from multiterm_optax.optimizers import adatask_rmsprop as adatask_rmsprop
 from multiterm_optax.optimizers import mtadam as mtadam
-from multiterm_optax.transforms import balance_by_norm as balance_by_norm
-from multiterm_optax.transforms import per_term as per_term

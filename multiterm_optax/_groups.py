@@ -1,17 +1,30 @@
 """Groups: what papers call layers. One leaf each, all leaves, or labelled sets.
 
 A method that keeps a statistic for each group sees one pytree whose entries
-stand for groups, whichever way the user formed them.
+stand for groups, whichever way the user formed them: a tree like the parameters
+for ``"leaf"``, the bare statistic for ``"global"``, a dict by label otherwise.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 
 Groups = Literal["leaf", "global"] | Any
 
-_ALL = "global"
+
+class Partition(NamedTuple):
+    """How the leaves of a tree fall into groups.
+
+    Attributes:
+      members: For each group the indices of its leaves.
+      pack: From a list with one entry a group to one pytree.
+      unpack: The way back.
+    """
+
+    members: list[list[int]]
+    pack: Callable[[list[Any]], Any]
+    unpack: Callable[[Any], list[Any]]
 
 
 def check_groups(groups: Groups, name: str) -> None:
@@ -24,52 +37,29 @@ def check_groups(groups: Groups, name: str) -> None:
         )
 
 
-def init_per_group(
-    groups: Groups, params: Any, make: Callable[[Any], jax.Array], dtype_of: Callable
-) -> Any:
-    """One array for each group: a tree like ``params``, or a dict by label."""
+def partition(groups: Groups, tree: Any, name: str) -> Partition:
+    """Sorts the leaves of ``tree`` into groups."""
+    leaves, structure = jax.tree.flatten(tree)
     if isinstance(groups, str) and groups == "leaf":
-        return jax.tree.map(lambda p: make(dtype_of(p)), params)
-    dtype = dtype_of(*jax.tree.leaves(params))
+        return Partition(
+            [[i] for i in range(len(leaves))],
+            structure.unflatten,
+            structure.flatten_up_to,
+        )
     if isinstance(groups, str):
-        return {_ALL: make(dtype)}
-    labels = groups(params) if callable(groups) else groups
-    return {label: make(dtype) for label in sorted(set(jax.tree.leaves(labels)))}
-
-
-def sum_by_group(groups: Groups, per_leaf: Any, name: str) -> Any:
-    """Adds up statistics of leaves into statistics of groups."""
-    if isinstance(groups, str) and groups == "leaf":
-        return per_leaf
-    totals: dict[Any, jax.Array] = {}
-    for label, value in zip(
-        _leaf_labels(groups, per_leaf, name), jax.tree.leaves(per_leaf), strict=True
-    ):
-        totals[label] = totals[label] + value if label in totals else value
-    return totals
-
-
-def map_by_group(
-    f: Callable[[Any, jax.Array], jax.Array],
-    groups: Groups,
-    per_group: Any,
-    updates: Any,
-    name: str,
-) -> Any:
-    """Applies ``f(statistic of the leaf's group, leaf)`` to every leaf."""
-    if isinstance(groups, str) and groups == "leaf":
-        return jax.tree.map(f, per_group, updates)
-    leaves, structure = jax.tree.flatten(updates)
-    labels = _leaf_labels(groups, updates, name)
-    return structure.unflatten(
-        [f(per_group[label], leaf) for label, leaf in zip(labels, leaves, strict=True)]
+        return Partition([list(range(len(leaves)))], lambda one: one[0], lambda x: [x])
+    of_leaf, labels = _labels(groups, tree, name)
+    return Partition(
+        [[i for i, label in enumerate(of_leaf) if label == group] for group in labels],
+        lambda values: dict(zip(labels, values, strict=True)),
+        lambda by_label: [by_label[label] for label in labels],
     )
 
 
-def _leaf_labels(groups: Groups, tree: Any, name: str) -> list[Any]:
-    if isinstance(groups, str):
-        return [_ALL] * len(jax.tree.leaves(tree))
+def _labels(groups: Any, tree: Any, name: str) -> tuple[list[Any], list[Any]]:
     labels = groups(tree) if callable(groups) else groups
+    if not jax.tree.leaves(tree):  # optax.tree.map_params inspects init without leaves
+        return [], sorted(set(jax.tree.leaves(labels)))
     try:
         full = jax.tree.map(
             lambda label, part: jax.tree.map(lambda _: label, part), labels, tree
@@ -80,5 +70,4 @@ def _leaf_labels(groups: Groups, tree: Any, name: str) -> list[Any]:
             f"updates, {jax.tree.structure(tree)}, or a prefix of it, found "
             f"{jax.tree.structure(labels)}."
         ) from error
-    return jax.tree.leaves(full)
-
+    return jax.tree.leaves(full), sorted(set(jax.tree.leaves(labels)))

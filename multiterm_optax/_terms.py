@@ -11,7 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from multiterm_optax._typing import Leaf, Norms, TermLeaf
+from multiterm_optax._typing import Gramian, Leaf, Mixing, Norms, TermLeaf, Weights
+
+# Up to this many terms a gramian is made of pairs of terms, beyond by a matrix product.
+_MAX_PAIRED = 8
 
 
 def accumulator_dtype(*leaves: jax.typing.ArrayLike) -> jnp.dtype:
@@ -29,6 +32,40 @@ def squared_norms(leaf: TermLeaf) -> Norms:
     """Squared l2 norm of each term's part of one leaf."""
     wide = leaf.astype(accumulator_dtype(leaf))
     return jnp.sum(wide * wide, axis=tuple(range(1, leaf.ndim)))
+
+
+def gramian(*leaves: TermLeaf) -> Gramian:
+    """Dot products of the terms' gradients, summed over leaves."""
+    dtype = accumulator_dtype(*leaves)
+    return sum((_gramian(leaf.astype(dtype)) for leaf in leaves), start=0.0)
+
+
+def _gramian(leaf: TermLeaf) -> Gramian:
+    num_terms, axes = leaf.shape[0], tuple(range(1, leaf.ndim))
+    if num_terms > _MAX_PAIRED:
+        return jax.lax.dot_general(
+            leaf, leaf, ((axes, axes), ((), ())), precision="highest"
+        )
+    # Few terms: reductions of products are faster than a thin matrix product on
+    # CPU, and lose no digits however long the leaf is.
+    rows = [leaf[i] for i in range(num_terms)]
+    upper = {
+        (i, j): jnp.sum(rows[i] * rows[j])
+        for i in range(num_terms)
+        for j in range(i, num_terms)
+    }
+    return jnp.stack(
+        [upper[min(i, j), max(i, j)] for i in range(num_terms) for j in range(num_terms)]
+    ).reshape(num_terms, num_terms)
+
+
+def mix(weights: Weights | Mixing, leaf: TermLeaf) -> TermLeaf:
+    """Weights [K] scale the terms; a matrix [K, K] mixes them."""
+    if weights.ndim == 1:
+        return scale(weights, leaf)
+    wide = leaf.astype(accumulator_dtype(leaf, weights))
+    mixed = jnp.tensordot(weights.astype(wide.dtype), wide, 1, precision="highest")
+    return mixed.astype(leaf.dtype)
 
 
 def scale(factors: Float[Array, " K"], leaf: TermLeaf) -> TermLeaf:

@@ -12,3 +12,5 @@ from multiterm_optax.transforms._balance_by_norm import (
     balance_by_norm as balance_by_norm,
 )
 from multiterm_optax.transforms._per_term import per_term as per_term
+from multiterm_optax.transforms._reweight import ReweightState as ReweightState
+from multiterm_optax.transforms._reweight import reweight as reweight

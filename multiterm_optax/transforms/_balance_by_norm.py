@@ -116,12 +116,18 @@ def balance_by_norm(
 
     def init_fn(params: optax.Params) -> BalanceByNormState:
         start = 0.0 if norm_init is None else norm_init
+        leaves = jax.tree.leaves(params)
+        parts = _groups.partition(groups, params, name)
         return BalanceByNormState(
-            norms=_groups.init_per_group(
-                groups,
-                params,
-                lambda dtype: jnp.full((num_terms,), start, dtype),
-                _terms.accumulator_dtype,
+            parts.pack(
+                [
+                    jnp.full(
+                        (num_terms,),
+                        start,
+                        _terms.accumulator_dtype(*(leaves[i] for i in members)),
+                    )
+                    for members in parts.members
+                ]
             )
         )
 
@@ -133,12 +139,18 @@ def balance_by_norm(
     ) -> tuple[optax.Updates, BalanceByNormState]:
         del extra_args
         _checks.term_axis(updates, params, name, num_terms)
-        squared = jax.tree.map(_terms.squared_norms, updates)
-        norms = jax.tree.map(
-            average, state.norms, _groups.sum_by_group(groups, squared, name)
-        )
-        by_group = jax.tree.map(factors, norms)
-        balanced = _groups.map_by_group(_terms.scale, groups, by_group, updates, name)
-        return balanced, BalanceByNormState(norms)
+        parts = _groups.partition(groups, updates, name)
+        leaves, structure = jax.tree.flatten(updates)
+        norms = []
+        for members, mean in zip(parts.members, parts.unpack(state.norms), strict=True):
+            squared = sum(
+                (_terms.squared_norms(leaves[i]) for i in members),
+                start=jnp.zeros_like(mean),
+            )
+            norms.append(average(mean, squared))
+            ratios = factors(norms[-1])
+            for i in members:
+                leaves[i] = _terms.scale(ratios, leaves[i])
+        return structure.unflatten(leaves), BalanceByNormState(parts.pack(norms))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,0 +1,127 @@
+"""A weighting at work inside a chain."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from multiterm_optax import _checks, _groups, _terms, _weighting
+from multiterm_optax._groups import Groups
+from multiterm_optax._weighting import Weighting
+
+
+class ReweightState(NamedTuple):
+    """State of :func:`reweight`.
+
+    Attributes:
+      weights: The weights of the last step, [K] or [K, K]; ones, or the identity,
+        before the first. With groups a tree like the parameters or a dict by label.
+      weighting: The weighting's own state, one for each group.
+    """
+
+    weights: Any
+    weighting: Any
+
+
+def reweight(
+    weighting: Weighting, num_terms: int, groups: Groups = "global"
+) -> optax.GradientTransformationExtraArgs:
+    r"""Weighs the terms by a weighting: :math:`g_i \leftarrow w_i g_i`.
+
+    A weighting that returns a mixing matrix gives
+    :math:`g_i \leftarrow \sum_j W_{ij} g_j`. The gramian
+    :math:`G_{ij} = g_i \cdot g_j` is computed here, in at least float32, and only if
+    the weighting reads it.
+
+    Args:
+      weighting: What finds the weights, such as :func:`multiterm_optax.mgda`.
+      num_terms: K, the number of terms.
+      groups: ``"global"``: one set of weights. ``"leaf"``: one for each leaf.
+        Otherwise labels as :func:`optax.partition` takes them, and one set for each
+        label. Each group has its own gramian and state.
+
+    Returns:
+      A transformation of updates whose every leaf is [K, \*p] to updates of the same
+      shapes. ``update`` takes the loss values as the extra argument ``losses``, an
+      array [K] or a pytree of K scalars; weightings that read them require it.
+
+    Raises:
+      TypeError: ``weighting`` is not a :class:`multiterm_optax.Weighting`.
+      ValueError: ``losses`` is missing or has not K values, or an update has not the
+        term axis first.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from multiterm_optax import mgda, reweight
+      >>> tx = reweight(mgda(), num_terms=2)
+      >>> grads = jnp.array([[1.0, 0.0], [0.0, 2.0]])
+      >>> updates, state = tx.update(grads, tx.init(jnp.zeros(2)))
+      >>> [round(float(w), 6) for w in state.weights]
+      [0.8, 0.2]
+      >>> [[round(float(x), 6) for x in row] for row in updates]
+      [[0.8, 0.0], [0.0, 0.4]]
+    """
+    name = "reweight"
+    num_terms = _checks.num_terms(num_terms, name)
+    if not isinstance(weighting, Weighting):
+        raise TypeError(
+            f"{name}: weighting must be a multiterm_optax.Weighting, such as mgda(), "
+            f"found {weighting!r}."
+        )
+    _groups.check_groups(groups, name)
+
+    def first_weights(state: Any) -> jax.Array:
+        dtype = jnp.result_type(float)
+        vector = jax.ShapeDtypeStruct((num_terms,), dtype)
+        square = jax.ShapeDtypeStruct((num_terms, num_terms), dtype)
+        weights, _ = jax.eval_shape(
+            lambda g, s, values: weighting.update(g, s, losses=values),
+            square if weighting.reads_gramian else None,
+            state,
+            vector,
+        )
+        fill = jnp.ones if weights.ndim == 1 else jnp.eye
+        return fill(num_terms, dtype=dtype)
+
+    def init_fn(params: optax.Params) -> ReweightState:
+        parts = _groups.partition(groups, params, name)
+        states = [weighting.init(num_terms) for _ in parts.members]
+        return ReweightState(
+            weights=parts.pack([first_weights(state) for state in states]),
+            weighting=parts.pack(states),
+        )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: ReweightState,
+        params: optax.Params | None = None,
+        *,
+        losses: Any = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ReweightState]:
+        _checks.term_axis(updates, params, name, num_terms)
+        losses = _weighting.losses_vector(
+            losses, name, num_terms, needed=weighting.reads_losses
+        )
+        parts = _groups.partition(groups, updates, name)
+        leaves, structure = jax.tree.flatten(updates)
+        weights, states = [], []
+        for members, one_state in zip(
+            parts.members, parts.unpack(state.weighting), strict=True
+        ):
+            gramian = None
+            if weighting.reads_gramian:
+                gramian = _terms.gramian(*(leaves[i] for i in members))
+            found, one_state = weighting.update(
+                gramian, one_state, losses=losses, **extra_args
+            )
+            for i in members:
+                leaves[i] = _terms.mix(found, leaves[i])
+            weights.append(found.astype(jnp.result_type(float)))
+            states.append(one_state)
+        return structure.unflatten(leaves), ReweightState(
+            parts.pack(weights), parts.pack(states)
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

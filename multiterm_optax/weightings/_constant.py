@@ -1,0 +1,84 @@
+"""Weights that never change: what every other method is compared with."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from multiterm_optax import _checks
+from multiterm_optax._typing import Gramian, Losses, Weights
+from multiterm_optax._weighting import Weighting
+
+
+def equal() -> Weighting:
+    r"""Equal weights, :math:`w_i = 1 / K`: the mean of the losses.
+
+    Reads neither gradients nor losses.
+
+    Returns:
+      A :class:`multiterm_optax.Weighting` whose state is the weights.
+
+    Example:
+      >>> from multiterm_optax import equal
+      >>> weighting = equal()
+      >>> weights, _ = weighting.update(None, weighting.init(4))
+      >>> weights.tolist()
+      [0.25, 0.25, 0.25, 0.25]
+    """
+    return _fixed(lambda num_terms: jnp.full((num_terms,), 1 / num_terms))
+
+
+def constant(weights: Any) -> Weighting:
+    r"""Fixed weights :math:`w`, as given.
+
+    Reads neither gradients nor losses.
+
+    Args:
+      weights: Non-negative weights of shape [K]. They are not normalised.
+
+    Returns:
+      A :class:`multiterm_optax.Weighting` whose state is the weights.
+
+    Raises:
+      ValueError: A weight is negative or not finite, or there are not K of them.
+
+    Example:
+      >>> from multiterm_optax import constant
+      >>> weighting = constant([1.0, 0.5])
+      >>> weights, _ = weighting.update(None, weighting.init(2))
+      >>> weights.tolist()
+      [1.0, 0.5]
+    """
+    shape = np.shape(weights)
+    if len(shape) != 1:
+        raise ValueError(f"constant: weights must have shape [K], found shape {shape}.")
+    values = _checks.vector(weights, "weights", "constant", shape[0])
+
+    def make(num_terms: int) -> jax.Array:
+        return _checks.vector(values, "weights", "constant", num_terms)
+
+    return _fixed(make)
+
+
+class FixedState(NamedTuple):
+    """State of :func:`equal` and :func:`constant`: the weights [K]."""
+
+    fixed: jax.Array
+
+
+def _fixed(make: Callable[[int], jax.Array]) -> Weighting:
+    def update(
+        gramian: Gramian | None,
+        state: FixedState,
+        *,
+        losses: Losses | None = None,
+        **extra_args: Any,
+    ) -> tuple[Weights, FixedState]:
+        del gramian, losses, extra_args
+        return state.fixed, state
+
+    return Weighting(
+        lambda num_terms: FixedState(make(num_terms)), update, reads_gramian=False
+    )

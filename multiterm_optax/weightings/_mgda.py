@@ -1,0 +1,255 @@
+"""MGDA: the shortest vector in the convex hull of the gradients."""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from multiterm_optax import _checks, _nnqp
+from multiterm_optax._typing import Gramian, Losses, Weights
+from multiterm_optax._weighting import Weighting
+
+Normalization = Literal["l2", "loss", "loss+"]
+
+
+class MGDAState(NamedTuple):
+    """State of :func:`mgda`.
+
+    Attributes:
+      converged: Whether the last step's weights meet the optimality conditions.
+    """
+
+    converged: jax.Array
+
+
+class InexactMGDAState(NamedTuple):
+    """State of :func:`inexact_mgda`.
+
+    Attributes:
+      converged: Whether the last step's weights meet the optimality conditions.
+      ready: Whether the last step is to be taken.
+      skipped: Number of steps skipped so far, int32.
+    """
+
+    converged: jax.Array
+    ready: jax.Array
+    skipped: jax.Array
+
+
+def mgda(normalization: Normalization | None = None) -> Weighting:
+    r"""Multiple-gradient descent: weights of the min-norm point.
+
+    .. math::
+
+      w = \arg\min_{\alpha \ge 0, \, \sum_i \alpha_i = 1}
+        \Bigl\lVert \sum_i \alpha_i g_i \Bigr\rVert^2
+        = \arg\min \alpha^T G \alpha
+
+    The direction :math:`d = \sum_i w_i g_i` conflicts with no term,
+    :math:`g_i \cdot d \ge \lVert d \rVert^2`, and vanishes where the parameters are
+    Pareto stationary; a term whose gradient is zero makes it vanish, too. Two terms
+    are solved in closed form, more by an interior point method on a program scaled to
+    unit gradients, so that the weights are the same when all gradients are multiplied
+    by a constant and gradients of very different size do no harm. The weights need
+    not be unique; the direction is.
+
+    Args:
+      normalization: Finds the weights for scaled gradients instead: ``"l2"``
+        :math:`g_i / \lVert g_i \rVert`, ``"loss"`` :math:`g_i / L_i`, ``"loss+"``
+        :math:`g_i / (L_i \lVert g_i \rVert)`. As in the code of Sener and Koltun, the
+        weights then multiply the gradients as they are, and the promise of no
+        conflict is lost. Zero gradients and losses that are not positive are divided
+        by nothing.
+
+    Returns:
+      A :class:`multiterm_optax.Weighting`; the weights [K] sum to 1. It reads the
+      gramian, and with ``"loss"`` and ``"loss+"`` the losses.
+
+    Raises:
+      ValueError: ``normalization`` is not one of the choices, or losses are missing.
+
+    Source:
+      Desideri, "Multiple-gradient descent algorithm (MGDA) for multiobjective
+      optimization", 2012; Sener and Koltun, "Multi-Task Learning as Multi-Objective
+      Optimization", 2018, Eq. 3; normalisations of their code.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from multiterm_optax import mgda
+      >>> weighting = mgda()
+      >>> gradients = jnp.array([[1.0, 0.0], [0.0, 2.0]])
+      >>> weights, state = weighting.update(
+      ...     gradients @ gradients.T, weighting.init(2)
+      ... )
+      >>> [round(float(w), 6) for w in weights], bool(state.converged)
+      ([0.8, 0.2], True)
+    """
+    _checks.one_of(normalization, "normalization", "mgda", (None, "l2", "loss", "loss+"))
+
+    def init(num_terms: int) -> MGDAState:
+        del num_terms
+        return MGDAState(converged=jnp.ones([], jnp.bool_))
+
+    def update(
+        gramian: Gramian,
+        state: MGDAState,
+        *,
+        losses: Losses | None = None,
+        **extra_args: Any,
+    ) -> tuple[Weights, MGDAState]:
+        del state, extra_args
+        weights, converged = _min_norm(_normalized(gramian, losses, normalization))
+        return weights, MGDAState(converged)
+
+    by_loss = normalization in ("loss", "loss+")
+    return Weighting(init, update, reads_losses=by_loss)
+
+
+def inexact_mgda(eps: Any, normalization: Normalization | None = None) -> Weighting:
+    r"""MGDA that skips the steps it cannot trust.
+
+    With the direction :math:`d` of :func:`mgda` and a bound :math:`\epsilon_i` on the
+    error of each term's gradient, the step is taken only if, for every term,
+
+    .. math:: g_i \cdot d \ge \epsilon_i \lVert d \rVert ,
+
+    that is, if it descends for every gradient within the bounds. At the exact optimum
+    this asks for :math:`\lVert d \rVert \ge \epsilon_i` of every term that has a
+    weight: training stops by itself once :math:`\lVert d \rVert` falls below the
+    bounds.
+
+    A skipped step has all weights zero. Inside :func:`multiterm_optax.weighted` it
+    touches neither parameters nor the inner optimizer's state; inside a plain
+    :func:`multiterm_optax.reweight` a later optimizer sees zero gradients.
+
+    Args:
+      eps: :math:`\epsilon`, a number or an array [K], not negative.
+      normalization: As in :func:`mgda`. The test is made on the gradients as they are.
+
+    Returns:
+      A :class:`multiterm_optax.Weighting` whose state tells ``ready`` and counts
+      ``skipped`` steps.
+
+    Raises:
+      ValueError: ``eps`` is negative or has not K values.
+
+    Source:
+      The thesis "Multiple gradient descent algorithm with inexact gradients", 2.2, Eq.
+      2.9 to 2.11, after Peitz and Dellnitz, 2018. The printed Eq. 2.12 divides by
+      the gradient's norm where its square is right; the form here needs no division.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from multiterm_optax import inexact_mgda
+      >>> weighting = inexact_mgda(eps=1.0)
+      >>> gradients = jnp.array([[1.0, 0.0], [0.0, 1.0]])  # d = [0.5, 0.5]
+      >>> weights, state = weighting.update(
+      ...     gradients @ gradients.T, weighting.init(2)
+      ... )
+      >>> bool(state.ready), int(state.skipped), weights.tolist()
+      (False, 1, [0.0, 0.0])
+    """
+    name = "inexact_mgda"
+    _checks.non_negative(eps, "eps", name)
+    exact = mgda(normalization)
+
+    def init(num_terms: int) -> InexactMGDAState:
+        _per_term(eps, "eps", name, num_terms)
+        return InexactMGDAState(
+            converged=jnp.ones([], jnp.bool_),
+            ready=jnp.ones([], jnp.bool_),
+            skipped=jnp.zeros([], jnp.int32),
+        )
+
+    def update(
+        gramian: Gramian,
+        state: InexactMGDAState,
+        *,
+        losses: Losses | None = None,
+        **extra_args: Any,
+    ) -> tuple[Weights, InexactMGDAState]:
+        del extra_args
+        weights, found = exact.update(
+            gramian, MGDAState(state.converged), losses=losses
+        )
+        bounds = _per_term(eps, "eps", name, gramian.shape[0])
+        along = jnp.matmul(gramian, weights, precision="highest")
+        length = jnp.sqrt(jnp.maximum(weights @ along, 0))
+        ready = jnp.all(along >= bounds * length)
+        skipped = state.skipped + jnp.where(ready, 0, 1).astype(jnp.int32)
+        return jnp.where(ready, weights, 0), InexactMGDAState(
+            found.converged, ready, skipped
+        )
+
+    return Weighting(init, update, reads_losses=exact.reads_losses)
+
+
+def _per_term(eps: Any, argument: str, name: str, num_terms: int) -> jax.Array:
+    array = jnp.asarray(eps)
+    if array.shape not in ((), (num_terms,)):
+        raise ValueError(
+            f"{name}: {argument} must be a number or have shape ({num_terms},), found "
+            f"shape {array.shape}."
+        )
+    return jnp.broadcast_to(array, (num_terms,))
+
+
+def _normalized(
+    gramian: Gramian, losses: Losses | None, normalization: Normalization | None
+) -> Gramian:
+    if normalization is None:
+        return gramian
+    norms = jnp.sqrt(jnp.diagonal(gramian))
+    divisors = jnp.ones_like(norms)
+    if normalization in ("l2", "loss+"):
+        divisors = divisors * jnp.where(norms > 0, norms, 1)
+    if normalization in ("loss", "loss+"):
+        if losses is None:
+            raise ValueError(
+                f"mgda: normalization={normalization!r} needs losses, found none."
+            )
+        divisors = divisors * jnp.where(losses > 0, losses, 1)
+    return gramian / divisors[:, None] / divisors[None, :]
+
+
+def _min_norm(gramian: Gramian) -> tuple[Weights, jax.Array]:
+    num_terms = gramian.shape[0]
+    norms = jnp.sqrt(jnp.diagonal(gramian))
+    if num_terms == 1:
+        return jnp.ones_like(norms), jnp.ones([], jnp.bool_)
+    silent = norms == 0
+    norms = jnp.where(silent, 1, norms)
+    # In units of each gradient's length no product over- or underflows.
+    cosines = jnp.clip(gramian / norms[:, None] / norms[None, :], -1, 1)
+    cosines = jnp.where(jnp.eye(num_terms, dtype=bool), 1, cosines)
+    lengths = norms / jnp.min(jnp.where(silent, jnp.inf, norms))
+    lengths = jnp.where(jnp.all(silent), 1, lengths)
+    if num_terms == 2:
+        weights, converged = _closed_form(cosines[0, 1], lengths), True
+    else:
+        weights, converged = _by_program(cosines, lengths)
+    # A zero gradient is itself the shortest vector of the hull.
+    zero = silent / jnp.maximum(jnp.sum(silent), 1).astype(norms.dtype)
+    found = jnp.where(jnp.any(silent), zero, weights)
+    return found, jnp.any(silent) | converged
+
+
+def _closed_form(cosine: jax.Array, lengths: jax.Array) -> Weights:
+    long = jnp.argmax(lengths)
+    ratio = lengths[1 - long] / lengths[long]  # at most 1
+    # |g_short - g_long|^2 over |g_long|^2, without cancellation for equal lengths.
+    apart = (1 - ratio) ** 2 + 2 * ratio * (1 - cosine)
+    of_long = jnp.clip(
+        ratio * (ratio - cosine) / jnp.where(apart > 0, apart, 1), 0, 1
+    )
+    of_long = jnp.where(apart > 0, of_long, 0.5)
+    return jnp.where(jnp.arange(2) == long, of_long, 1 - of_long)
+
+
+def _by_program(cosines: Gramian, lengths: jax.Array) -> tuple[Weights, jax.Array]:
+    # min |sum z_i u_i|^2 + (b.z - 1)^2 over z >= 0, for unit vectors u and b = 1 /
+    # lengths: its optimality conditions are those of the simplex up to the sum of w.
+    inverse = 1 / lengths
+    solution = _nnqp.solve(cosines + inverse[:, None] * inverse[None, :], inverse)
+    weights = solution.z * inverse
+    return weights / jnp.sum(weights), solution.converged

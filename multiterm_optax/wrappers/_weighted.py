@@ -1,0 +1,100 @@
+"""A weighting in front of an ordinary optimizer, with the right to skip a step."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from multiterm_optax import _checks
+from multiterm_optax._weighting import Weighting
+from multiterm_optax.aggregators import sum_terms
+from multiterm_optax.transforms import ReweightState, reweight
+
+
+class WeightedState(NamedTuple):
+    """State of :func:`weighted`.
+
+    Attributes:
+      reweight: Weights of the last step, and the weighting's state.
+      inner: The inner optimizer's state; a skipped step leaves it as it was.
+    """
+
+    reweight: ReweightState
+    inner: optax.OptState
+
+
+def weighted(
+    weighting: Weighting, inner: optax.GradientTransformation, num_terms: int
+) -> optax.GradientTransformationExtraArgs:
+    r"""An ordinary optimizer on the weighted sum of the terms' gradients.
+
+    .. math:: u = \mathrm{inner}\Bigl(\sum_i w_i g_i\Bigr)
+
+    Reweights, sums, then ``inner``. Where the weighting says that the step is not to
+    be taken (``ready`` in its state, as :func:`multiterm_optax.inexact_mgda`), the
+    updates are zero and ``inner``'s whole state stays untouched.
+
+    Args:
+      weighting: What finds the weights, such as :func:`multiterm_optax.mgda`.
+      inner: The optimizer, with its learning rate, such as ``optax.adam(1e-3)``.
+      num_terms: K, the number of terms.
+
+    Returns:
+      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. The
+      extra argument ``losses`` goes to the weighting; all others go to ``inner``, too.
+
+    Raises:
+      TypeError: ``weighting`` or ``inner`` is something else.
+      ValueError: ``losses`` is missing or has not K values, or an update has not the
+        term axis first.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from multiterm_optax import mgda, weighted
+      >>> tx = weighted(mgda(), optax.sgd(1.0), num_terms=2)
+      >>> grads = jnp.array([[1.0, 0.0], [0.0, 2.0]])
+      >>> updates, _ = tx.update(grads, tx.init(jnp.zeros(2)))
+      >>> [round(float(u), 6) for u in updates]
+      [-0.8, -0.4]
+    """
+    name = "weighted"
+    num_terms = _checks.num_terms(num_terms, name)
+    _checks.transformation(inner, "inner", name)
+    outer = reweight(weighting, num_terms)
+    add = sum_terms()
+    inner = optax.with_extra_args_support(inner)
+
+    def init_fn(params: optax.Params) -> WeightedState:
+        return WeightedState(reweight=outer.init(params), inner=inner.init(params))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: WeightedState,
+        params: optax.Params | None = None,
+        *,
+        losses: Any = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, WeightedState]:
+        mixed, outer_state = outer.update(
+            updates, state.reweight, params, losses=losses, **extra_args
+        )
+        total, _ = add.update(mixed, optax.EmptyState(), params)
+
+        def step(inner_state: optax.OptState) -> tuple[optax.Updates, optax.OptState]:
+            return inner.update(total, inner_state, params, **extra_args)
+
+        ready = getattr(outer_state.weighting, "ready", None)
+        if ready is None:
+            stepped, inner_state = step(state.inner)
+        else:
+            shapes, _ = jax.eval_shape(step, state.inner)
+
+            def skip(inner_state: optax.OptState) -> tuple[Any, optax.OptState]:
+                still = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+                return still, inner_state
+
+            stepped, inner_state = jax.lax.cond(ready, step, skip, state.inner)
+        return stepped, WeightedState(outer_state, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
