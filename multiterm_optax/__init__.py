@@ -27,6 +27,9 @@ from multiterm_optax.transforms import reweight as reweight
 from multiterm_optax.aggregators import scale_by_max_adam as scale_by_max_adam
 from multiterm_optax.aggregators import sum_terms as sum_terms
 
+# read-only
+from multiterm_optax import metrics as metrics
+
 # around an inner optimizer
 from multiterm_optax.wrappers import weighted as weighted
 

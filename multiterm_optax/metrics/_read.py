@@ -1,0 +1,42 @@
+"""Reads a statistic out of any optimizer's state."""
+
+from typing import Any
+
+import optax
+
+
+def read(state: optax.OptState, field: str) -> dict[str, Any]:
+    """Every field of a name in a state, by its path.
+
+    :func:`optax.tree.get` reads a field that occurs once; two stages in a chain may
+    hold one of the same name, and then it refuses. This returns them all.
+
+    Args:
+      state: The state of any transformation.
+      field: Name of a field, such as ``"weights"``, ``"norms"``, ``"skipped"``,
+        ``"ready"`` or ``"converged"``.
+
+    Returns:
+      The values by path, in the order of the stages.
+
+    Raises:
+      KeyError: There is no such field.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from multiterm_optax import equal, metrics, mgda, reweight
+      >>> tx = optax.chain(reweight(mgda(), 2), reweight(equal(), 2))
+      >>> for path, weights in metrics.read(tx.init(jnp.zeros(3)), "weights").items():
+      ...     print(path, weights)
+      [0].weights [1. 1.]
+      [1].weights [1. 1.]
+    """
+    found = optax.tree.get_all_with_path(state, field)
+    if not found:
+        raise KeyError(f"metrics.read: field {field!r} must be in the state, found none.")
+    return {_path(path): value for path, value in found}
+
+
+def _path(path: Any) -> str:
+    fields = (f".{key.name}" if hasattr(key, "tuple_name") else str(key) for key in path)
+    return "".join(fields)
