@@ -4,17 +4,21 @@ Every function takes leaves ``[K, *p]``, accumulates in at least float32, and
 never reshapes a leaf, so that sharded leaves stay where they are.
 """
 
+import math
 from collections.abc import Callable
 from functools import reduce
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from multiterm_optax._typing import Gramian, Leaf, Mixing, Norms, TermLeaf, Weights
 
 # Up to this many terms a gramian is made of pairs of terms, beyond by a matrix product.
 _MAX_PAIRED = 8
+
+# Vectors of up to this many elements are cut into blocks by a copy.
+_MAX_COPIED = 1 << 16
 
 
 def accumulator_dtype(*leaves: jax.typing.ArrayLike) -> jnp.dtype:
@@ -34,18 +38,16 @@ def squared_norms(leaf: TermLeaf) -> Norms:
     return jnp.sum(wide * wide, axis=tuple(range(1, leaf.ndim)))
 
 
-def gramian(*leaves: TermLeaf) -> Gramian:
+def gramian(*leaves: Shaped[Array, "K ..."]) -> Gramian:
     """Dot products of the terms' gradients, summed over leaves."""
     dtype = accumulator_dtype(*leaves)
     return sum((_gramian(leaf.astype(dtype)) for leaf in leaves), start=0.0)
 
 
 def _gramian(leaf: TermLeaf) -> Gramian:
-    num_terms, axes = leaf.shape[0], tuple(range(1, leaf.ndim))
+    num_terms = leaf.shape[0]
     if num_terms > _MAX_PAIRED:
-        return jax.lax.dot_general(
-            leaf, leaf, ((axes, axes), ((), ())), precision="highest"
-        )
+        return _gramian_by_blocks(leaf)
     # Few terms: reductions of products are faster than a thin matrix product on
     # CPU, and lose no digits however long the leaf is.
     rows = [leaf[i] for i in range(num_terms)]
@@ -57,6 +59,26 @@ def _gramian(leaf: TermLeaf) -> Gramian:
     return jnp.stack(
         [upper[min(i, j), max(i, j)] for i in range(num_terms) for j in range(num_terms)]
     ).reshape(num_terms, num_terms)
+
+
+def _gramian_by_blocks(leaf: TermLeaf) -> Gramian:
+    # One long contraction loses digits; gramians of blocks, then their sum, do not.
+    # The blocks of a matrix are its rows, which need no copy and keep its sharding.
+    num_terms = leaf.shape[0]
+    if leaf.ndim == 2 and leaf.shape[1] <= _MAX_COPIED:
+        block = max(math.isqrt(leaf.shape[1]), 1)
+        padded = jnp.pad(leaf, ((0, 0), (0, -leaf.shape[1] % block)))
+        leaf = padded.reshape(num_terms, -1, block)
+    if leaf.ndim > 2 and math.prod(leaf.shape[2:]) * 4 >= num_terms:
+        axes = tuple(range(2, leaf.ndim))
+        blocks = jax.lax.dot_general(
+            leaf, leaf, ((axes, axes), ((1,), (1,))), precision="highest"
+        )
+        return jnp.sum(blocks, axis=0)
+    axes = tuple(range(1, leaf.ndim))
+    return jax.lax.dot_general(
+        leaf, leaf, ((axes, axes), ((), ())), precision="highest"
+    )
 
 
 def mix(weights: Weights | Mixing, leaf: TermLeaf) -> TermLeaf:

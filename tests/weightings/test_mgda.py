@@ -1,0 +1,244 @@
+"""MGDA and its inexact form against Wolfe's algorithm in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from multiterm_optax import inexact_mgda, mgda, reweight
+from tests._asserts import assert_message
+from tests.references.min_norm import min_norm_point
+from tests.weightings import _jacobians
+
+TERMS = [2, 3, 10, 64]
+
+
+def gramian(rows):
+    """The gramian as exact as the dtype of the rows can hold it."""
+    exact = np.asarray(rows, np.float64)
+    return jnp.asarray((exact @ exact.T).astype(np.asarray(rows).dtype))
+
+
+@jax.jit
+def solve(products):
+    weighting = mgda()
+    weights, state = weighting.update(products, weighting.init(products.shape[0]))
+    return weights, state.converged
+
+
+def direction_error(rows):
+    """Error of the direction, in units of the longest gradient."""
+    weights, converged = solve(gramian(rows))
+    assert converged
+    assert np.all(weights >= 0)
+    assert float(jnp.sum(weights)) == pytest.approx(1.0, abs=1e-5)
+    exact = np.asarray(rows, np.float64)
+    found = np.asarray(weights, np.float64) @ exact
+    expected, _ = min_norm_point(exact)
+    return np.linalg.norm(found - expected) / np.linalg.norm(exact, axis=1).max()
+
+
+@pytest.mark.parametrize("kind", _jacobians.WELL_POSED, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("terms", TERMS)
+def test_direction_of_well_posed_problems(kind, terms, rng, record_deviation):
+    errors = [
+        direction_error(kind(rng, terms, 300).astype(np.float32)) for _ in range(5)
+    ]
+    record_deviation("mgda, float32, well posed", max(errors))
+    assert max(errors) <= 2e-6
+
+
+@pytest.mark.parametrize("kind", _jacobians.DEGENERATE, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("terms", TERMS)
+def test_direction_of_degenerate_problems(kind, terms, rng, record_deviation):
+    errors = [
+        direction_error(kind(rng, terms, 300).astype(np.float32)) for _ in range(5)
+    ]
+    record_deviation("mgda, float32, degenerate", max(errors))
+    assert max(errors) <= 2e-4
+
+
+@pytest.mark.parametrize("kind", _jacobians.WELL_POSED, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("terms", [3, 64])
+def test_direction_from_float32_gradients(kind, terms, rng, record_deviation):
+    rows = kind(rng, terms, 300).astype(np.float32)
+    grads = {"w": jnp.asarray(rows[:, :200].reshape(terms, 20, 10)), "b": rows[:, 200:]}
+    tx = reweight(mgda(), terms)
+    params = {"w": jnp.zeros((20, 10)), "b": jnp.zeros(100)}
+    _, state = jax.jit(tx.update)(grads, tx.init(params), params)
+    expected, _ = min_norm_point(rows)
+    found = np.asarray(state.weights, np.float64) @ rows
+    error = np.linalg.norm(found - expected) / np.linalg.norm(rows, axis=1).max()
+    record_deviation(f"reweight(mgda()), float32, {kind.__name__}", error)
+    # Sums in float32 know a dot product to about 1e-6 of the two lengths. Gradients
+    # that differ by a tenth of their length share out a tenth of it by differences a
+    # tenth as long again, so that this comes back tenfold.
+    assert error <= (1e-5 if kind is _jacobians.aligned else 2e-6)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    "kind", _jacobians.WELL_POSED + _jacobians.DEGENERATE, ids=lambda kind: kind.__name__
+)
+@pytest.mark.parametrize("terms", [3, 10])
+def test_direction_in_float64(kind, terms, rng, record_deviation):
+    error = direction_error(kind(rng, terms, 100))
+    record_deviation("mgda, float64", error)
+    assert error <= 1e-9
+
+
+@pytest.mark.parametrize("factor", [1e-15, 1e-10, 1e10, 1e15])
+@pytest.mark.parametrize("terms", TERMS)
+def test_weights_do_not_depend_on_the_scale_of_all_gradients(factor, terms, rng):
+    rows = _jacobians.agreeing(rng, terms, 100).astype(np.float32)
+    plain, _ = solve(gramian(rows))
+    scaled, _ = solve(gramian(rows * np.float32(factor)))
+    np.testing.assert_allclose(scaled, plain, atol=2e-5)
+
+
+def test_two_terms_follow_the_closed_form(rng):
+    for _ in range(20):
+        first, second = rng.normal(size=(2, 3)) * 10.0 ** rng.uniform(-3, 3, size=(2, 1))
+        apart = first - second
+        expected = np.clip(-second @ apart / (apart @ apart), 0, 1)
+        weights, _ = solve(gramian(np.stack([first, second]).astype(np.float32)))
+        np.testing.assert_allclose(weights, [expected, 1 - expected], atol=2e-6)
+
+
+def test_two_equal_gradients_get_one_half_each():
+    weights, _ = solve(gramian(np.ones((2, 4), np.float32)))
+    np.testing.assert_array_equal(weights, [0.5, 0.5])
+
+
+@pytest.mark.parametrize("terms", [1, 2, 3, 64])
+def test_all_gradients_zero(terms):
+    weights, converged = solve(jnp.zeros((terms, terms)))
+    np.testing.assert_allclose(weights, np.full(terms, 1 / terms), rtol=1e-6)
+    assert converged
+
+
+@pytest.mark.parametrize("terms", [2, 3, 64])
+def test_a_zero_gradient_is_the_shortest(terms, rng):
+    rows = rng.normal(size=(terms, 20)).astype(np.float32)
+    rows[1] = 0
+    weights, _ = solve(gramian(rows))
+    np.testing.assert_array_equal(weights, np.eye(terms)[1])
+
+
+def test_a_gradient_that_is_not_finite_is_reported_as_not_converged():
+    _, converged = solve(jnp.full((3, 3), jnp.nan))
+    assert not converged
+
+
+def test_batches_under_vmap_equal_single_problems(rng):
+    rows = rng.normal(size=(6, 10, 30)).astype(np.float32)
+    products = jnp.stack([gramian(one) for one in rows])
+    together, converged = jax.vmap(solve)(products)
+    alone = jnp.stack([solve(one)[0] for one in products])
+    assert converged.all()
+    np.testing.assert_allclose(together, alone, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["l2", "loss", "loss+"])
+def test_normalizations_solve_for_the_scaled_gradients(kind, rng):
+    rows = _jacobians.scales_apart(rng, 3, 50).astype(np.float32)
+    losses = np.array([0.5, 2.0, 30.0], np.float32)
+    norms = np.linalg.norm(rows, axis=1)
+    divisors = {"l2": norms, "loss": losses, "loss+": norms * losses}[kind]
+    expected, _ = min_norm_point(rows / divisors[:, None])
+    weighting = mgda(kind)
+    weights, _ = weighting.update(
+        gramian(rows), weighting.init(3), losses=jnp.asarray(losses)
+    )
+    found = np.asarray(weights) @ (rows / divisors[:, None])
+    size = np.linalg.norm(rows / divisors[:, None], axis=1).max()
+    np.testing.assert_allclose(found, expected, atol=2e-6 * size)
+
+
+def test_normalization_by_losses_asks_for_losses():
+    weighting = mgda("loss")
+    with pytest.raises(ValueError, match="losses") as error:
+        weighting.update(jnp.eye(2), weighting.init(2))
+    assert_message(error.value, "normalization='loss'", "needs losses", "found none")
+
+
+@pytest.mark.usefixtures("own_errors")
+def test_normalization_is_one_of_the_choices():
+    with pytest.raises(ValueError, match="normalization") as error:
+        mgda("L2")
+    assert_message(error.value, "mgda: normalization", "'l2'", "found 'L2'")
+
+
+# --- inexact -----------------------------------------------------------------
+
+
+@jax.jit
+def inexact_update(products, eps):
+    weighting = inexact_mgda(eps)
+    return weighting.update(products, weighting.init(products.shape[0]))
+
+
+def inexact(rows, eps):
+    return inexact_update(gramian(rows), jnp.asarray(eps))
+
+
+@pytest.mark.parametrize("terms", [2, 3, 10])
+def test_the_step_is_taken_where_the_papers_condition_holds(terms, rng):
+    taken = 0
+    for _ in range(30):
+        rows = _jacobians.agreeing(rng, terms, 20).astype(np.float32)
+        eps = rng.uniform(0.0, 6.0, size=terms)
+        expected, _ = min_norm_point(rows)
+        along = rows.astype(np.float64) @ expected
+        margin = along - eps * np.linalg.norm(expected)
+        if np.min(np.abs(margin)) < 1e-4:  # too close to call in float32
+            continue
+        _, state = inexact(rows, eps)
+        assert bool(state.ready) == bool(np.all(margin >= 0))
+        taken += bool(state.ready)
+    assert 0 < taken < 30
+
+
+def test_no_error_bound_takes_every_step_of_mgda(rng):
+    rows = _jacobians.generic(rng, 5, 40).astype(np.float32)
+    weights, state = inexact(rows, 0.0)
+    expected, _ = mgda().update(gramian(rows), mgda().init(5))
+    np.testing.assert_array_equal(weights, expected)
+    assert bool(state.ready)
+    assert int(state.skipped) == 0
+
+
+def test_at_the_optimum_the_condition_is_the_length_of_the_direction(rng):
+    rows = _jacobians.agreeing(rng, 4, 30).astype(np.float32)
+    length = np.linalg.norm(min_norm_point(rows)[0])
+    assert bool(inexact(rows, 0.999 * length)[1].ready)
+    assert not bool(inexact(rows, 1.001 * length)[1].ready)
+
+
+def test_zero_gradients_and_large_bounds_do_no_harm():
+    weights, state = inexact(np.zeros((3, 4), np.float32), 1e30)
+    assert np.all(np.isfinite(weights))
+    assert bool(state.ready)  # 0 >= 0: nothing is claimed, nothing moves
+
+
+def test_skipped_steps_are_counted(rng):
+    weighting = inexact_mgda(1e6)
+    state = weighting.init(3)
+    for count in range(1, 4):
+        rows = _jacobians.generic(rng, 3, 10).astype(np.float32)
+        weights, state = weighting.update(gramian(rows), state)
+        assert int(state.skipped) == count
+        np.testing.assert_array_equal(weights, np.zeros(3))
+
+
+@pytest.mark.usefixtures("own_errors")
+@pytest.mark.parametrize("eps", [-1.0, [0.1, -0.1, 0.1], float("nan"), float("inf")])
+def test_bounds_are_not_negative(eps):
+    with pytest.raises(ValueError, match="inexact_mgda: eps must be in"):
+        inexact_mgda(eps)
+
+
+@pytest.mark.usefixtures("own_errors")
+def test_bounds_are_one_for_each_term():
+    with pytest.raises(ValueError, match=r"eps .* \(3,\), found shape \(2,\)"):
+        inexact_mgda([0.1, 0.2]).init(3)
