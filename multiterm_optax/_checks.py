@@ -10,12 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import keystr
 
 
 def num_terms(value: Any, name: str) -> int:
     """Returns ``value`` as a static int of at least 1."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         raise TypeError(
             f"{name}: num_terms must be a static Python int, found a traced value; "
             "under optax.inject_hyperparams pass static_args=('num_terms',)."
@@ -42,7 +43,7 @@ def in_range(
     open_high: bool = False,
 ) -> None:
     """Refuses a concrete hyperparameter outside an interval; tracers pass."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return
     try:
         array = np.asarray(value, dtype=np.float64)
@@ -53,7 +54,9 @@ def in_range(
     above = array > low if open_low else array >= low
     below = array < high if open_high else array <= high
     if not np.all(above & below):
-        interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+        interval = (
+            f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+        )
         raise ValueError(f"{name}: {argument} must be in {interval}, found {value!r}.")
 
 
@@ -71,7 +74,9 @@ def one_of(value: Any, argument: str, name: str, choices: tuple[Any, ...]) -> No
     """Refuses a value that is none of the documented choices."""
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{name}: {argument} must be one of {listed}, found {value!r}.")
+        raise ValueError(
+            f"{name}: {argument} must be one of {listed}, found {value!r}."
+        )
 
 
 def vector(value: Any, argument: str, name: str, count: int) -> jax.Array:

@@ -38,10 +38,13 @@ def squared_norms(leaf: TermLeaf) -> Norms:
     return jnp.sum(wide * wide, axis=tuple(range(1, leaf.ndim)))
 
 
-def gramian(*leaves: Shaped[Array, "K ..."]) -> Gramian:
+def gramian(*leaves: Shaped[Array, "K ..."], num_terms: int) -> Gramian:
     """Dot products of the terms' gradients, summed over leaves."""
     dtype = accumulator_dtype(*leaves)
-    return sum((_gramian(leaf.astype(dtype)) for leaf in leaves), start=0.0)
+    total = jnp.zeros((num_terms, num_terms), dtype)
+    for leaf in leaves:
+        total = total + _gramian(leaf.astype(dtype))
+    return total
 
 
 def _gramian(leaf: TermLeaf) -> Gramian:
@@ -57,7 +60,11 @@ def _gramian(leaf: TermLeaf) -> Gramian:
         for j in range(i, num_terms)
     }
     return jnp.stack(
-        [upper[min(i, j), max(i, j)] for i in range(num_terms) for j in range(num_terms)]
+        [
+            upper[min(i, j), max(i, j)]
+            for i in range(num_terms)
+            for j in range(num_terms)
+        ]
     ).reshape(num_terms, num_terms)
 
 
@@ -129,5 +136,7 @@ def _combine_slices(combine: Callable[[Array, Array], Array], leaf: TermLeaf) ->
     while leaf.shape[0] > 16:
         half = leaf.shape[0] // 2
         folded = combine(leaf[:half], leaf[half : 2 * half])
-        leaf = jnp.concatenate([folded, leaf[2 * half :]]) if leaf.shape[0] % 2 else folded
+        leaf = (
+            jnp.concatenate([folded, leaf[2 * half :]]) if leaf.shape[0] % 2 else folded
+        )
     return reduce(combine, [leaf[i] for i in range(leaf.shape[0])])

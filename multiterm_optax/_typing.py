@@ -22,4 +22,5 @@ Leaf = Shaped[Array, "*p"]
 TermGrads = PyTree[Shaped[Array, "K ..."]]
 
 LossesFn = Callable[..., Any]
-Scalar = jax.typing.ArrayLike
+# A hyperparameter: a number, perhaps traced.
+Scalar = float | jax.Array

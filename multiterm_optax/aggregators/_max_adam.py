@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from multiterm_optax import _checks, _terms
 from multiterm_optax._typing import Leaf, Scalar, TermLeaf
@@ -163,7 +164,7 @@ def _bias_correction(decay: Scalar, count: jax.Array) -> jax.Array:
     # 1 - decay**t loses most of its digits in float32; expm1 of a logarithm taken
     # in double precision, where the decay is known, keeps them.
     steps = count.astype(jnp.result_type(float))
-    if isinstance(decay, jax.core.Tracer):
+    if isinstance(decay, Tracer):
         return -jnp.expm1(steps * jnp.log(decay))
     with np.errstate(divide="ignore"):
         return -jnp.expm1(steps * float(np.log(np.float64(decay))))

@@ -30,10 +30,8 @@ def split_outputs(
 
     def one_output(var: Any, read: Read) -> Callable[..., jax.Array]:
         if isinstance(var, core.Literal):
-            return lambda *_: read(jnp.asarray(var.val, var.aval.dtype))
-        alone = core.jaxpr_as_fun(
-            core.ClosedJaxpr(jaxpr.replace(outvars=[var]), closed.consts)
-        )
+            return lambda *_: read(jnp.asarray(var.val, jnp.result_type(var.val)))
+        alone = core.jaxpr_as_fun(closed.replace(jaxpr=jaxpr.replace(outvars=[var])))
         return lambda *args: read(alone(*jax.tree.leaves(args))[0])
 
     if len(jaxpr.outvars) == num_terms:  # a pytree of scalars (or K = 1)
@@ -67,9 +65,13 @@ def _element(
         return inner, lambda x: sign * read(x).astype(dtype)
     if kind == "mul":
         for factor, operand in (operands, operands[::-1]):
-            value = getattr(factor, "val", constants.get(factor, None))
+            value = getattr(factor, "val", constants.get(factor))
             if value is not None and operand.aval.shape == var.aval.shape:
                 weight = jnp.broadcast_to(value, var.aval.shape)[index]
                 inner, read = _element(operand, index, makers, constants)
-                return inner, lambda x: weight * read(x)
+                return inner, _weighted(weight, read)
     return var, lambda x: x[index]
+
+
+def _weighted(weight: jax.Array, read: Read) -> Read:
+    return lambda x: weight * read(x)

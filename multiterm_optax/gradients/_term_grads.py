@@ -164,7 +164,9 @@ def _batched_passes(
 ) -> tuple[Any, ...]:
     flat, structure = jax.tree.flatten(losses)
     if len(flat) == 1 and jnp.ndim(flat[0]) == 1:
-        cotangents = structure.unflatten([jnp.eye(flat[0].shape[0], dtype=flat[0].dtype)])
+        cotangents = structure.unflatten(
+            [jnp.eye(flat[0].shape[0], dtype=flat[0].dtype)]
+        )
     else:
         hots = jnp.eye(len(flat))
         cotangents = structure.unflatten(
@@ -197,7 +199,9 @@ def _check_parameters(primal: Any, number: int, name: str) -> None:
 def _check_losses(losses: Any, name: str) -> int:
     leaves = jax.tree_util.tree_leaves_with_path(losses)
     if not leaves:
-        raise ValueError(f"{name}: losses_fn must return at least one loss, found none.")
+        raise ValueError(
+            f"{name}: losses_fn must return at least one loss, found none."
+        )
     for path, leaf in leaves:
         where = f"losses{keystr(path)}"
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):

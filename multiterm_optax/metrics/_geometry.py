@@ -29,7 +29,7 @@ def gramian(grads: Any) -> Gramian:
       [[2.0, 2.0], [2.0, 4.0]]
     """
     leaves = _term_leaves(grads, "metrics.gramian")
-    return _terms.gramian(*leaves)
+    return _terms.gramian(*leaves, num_terms=leaves[0].shape[0])
 
 
 def norms(grads: Any) -> Norms:

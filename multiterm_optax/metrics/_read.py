@@ -33,10 +33,14 @@ def read(state: optax.OptState, field: str) -> dict[str, Any]:
     """
     found = optax.tree.get_all_with_path(state, field)
     if not found:
-        raise KeyError(f"metrics.read: field {field!r} must be in the state, found none.")
+        raise KeyError(
+            f"metrics.read: field {field!r} must be in the state, found none."
+        )
     return {_path(path): value for path, value in found}
 
 
 def _path(path: Any) -> str:
-    fields = (f".{key.name}" if hasattr(key, "tuple_name") else str(key) for key in path)
+    fields = (
+        f".{key.name}" if hasattr(key, "tuple_name") else str(key) for key in path
+    )
     return "".join(fields)

@@ -5,6 +5,7 @@ from typing import Any
 
 import optax
 
+from multiterm_optax import _checks
 from multiterm_optax._groups import Groups
 from multiterm_optax._typing import Scalar
 from multiterm_optax.aggregators import scale_by_max_adam
@@ -91,6 +92,7 @@ def mtadam(
       >>> [round(float(x), 2) for x in w]
       [1.0, -1.0]
     """
+    _checks.decay(b3, "b3", "mtadam")
     stages = [
         balance_by_norm(
             num_terms,

@@ -112,7 +112,9 @@ def reweight(
         ):
             gramian = None
             if weighting.reads_gramian:
-                gramian = _terms.gramian(*(leaves[i] for i in members))
+                gramian = _terms.gramian(
+                    *(leaves[i] for i in members), num_terms=num_terms
+                )
             found, one_state = weighting.update(
                 gramian, one_state, losses=losses, **extra_args
             )

@@ -27,7 +27,9 @@ def equal() -> Weighting:
       >>> weights.tolist()
       [0.25, 0.25, 0.25, 0.25]
     """
-    return _fixed(lambda num_terms: jnp.full((num_terms,), 1 / num_terms))
+    return _fixed(
+        lambda num_terms: jnp.full((num_terms,), 1 / num_terms, jnp.result_type(float))
+    )
 
 
 def constant(weights: Any) -> Weighting:

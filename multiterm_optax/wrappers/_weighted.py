@@ -76,6 +76,7 @@ def weighted(
         losses: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, WeightedState]:
+        outer_state: Any
         mixed, outer_state = outer.update(
             updates, state.reweight, params, losses=losses, **extra_args
         )

@@ -56,4 +56,10 @@ def _second_half_from_first(rows, factor):
 
 
 WELL_POSED = [generic, agreeing, scales_apart, aligned, opposed]
-DEGENERATE = [duplicated, collinear, rank_deficient, rank_one, more_terms_than_parameters]
+DEGENERATE = [
+    duplicated,
+    collinear,
+    rank_deficient,
+    rank_one,
+    more_terms_than_parameters,
+]

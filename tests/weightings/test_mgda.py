@@ -78,7 +78,9 @@ def test_direction_from_float32_gradients(kind, terms, rng, record_deviation):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    "kind", _jacobians.WELL_POSED + _jacobians.DEGENERATE, ids=lambda kind: kind.__name__
+    "kind",
+    _jacobians.WELL_POSED + _jacobians.DEGENERATE,
+    ids=lambda kind: kind.__name__,
 )
 @pytest.mark.parametrize("terms", [3, 10])
 def test_direction_in_float64(kind, terms, rng, record_deviation):
@@ -98,7 +100,9 @@ def test_weights_do_not_depend_on_the_scale_of_all_gradients(factor, terms, rng)
 
 def test_two_terms_follow_the_closed_form(rng):
     for _ in range(20):
-        first, second = rng.normal(size=(2, 3)) * 10.0 ** rng.uniform(-3, 3, size=(2, 1))
+        first, second = rng.normal(size=(2, 3)) * 10.0 ** rng.uniform(
+            -3, 3, size=(2, 1)
+        )
         apart = first - second
         expected = np.clip(-second @ apart / (apart @ apart), 0, 1)
         weights, _ = solve(gramian(np.stack([first, second]).astype(np.float32)))

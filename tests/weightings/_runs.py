@@ -1,0 +1,58 @@
+"""Weightings over many steps, and the problems they are run on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def random_losses(rng, steps, terms):
+    """Positive losses that wander, each on a scale of its own."""
+    drift = np.cumsum(0.2 * rng.normal(size=(steps, terms)), axis=0)
+    return np.exp(drift + rng.normal(size=terms))
+
+
+def run(weighting, losses, gramians=None):
+    """Weights that each step uses [steps, K], and the last state."""
+    losses = jnp.asarray(losses)
+    gramians = None if gramians is None else jnp.asarray(gramians)
+
+    def step(state, data):
+        loss, gramian = data
+        weights, state = weighting.update(gramian, state, losses=loss)
+        return state, weights
+
+    start = weighting.init(losses.shape[1])
+    scan = jax.jit(lambda state: jax.lax.scan(step, state, (losses, gramians)))
+    state, weights = scan(start)
+    return np.asarray(weights), state
+
+
+def deviation(found, expected):
+    """Largest error of a step, relative to the largest weight of that step."""
+    gaps = np.max(np.abs(found - expected), axis=1)
+    return float(np.max(gaps / np.max(np.abs(expected), axis=1)))
+
+
+def split_rosenbrock(xy):
+    """The two terms of Rosenbrock's function, as SoftAdapt's Eq. 7 splits it."""
+    x, y = xy
+    return jnp.stack([(1 - x) ** 2, 100 * (y - x**2) ** 2])
+
+
+def descend(weighting, rate, steps, start=(-0.5, 0.5)):
+    """Plain gradient descent on the weighted sum, from the losses alone.
+
+    Returns the losses of every step [steps, 2], the last point and the last weights.
+    """
+
+    def step(carry, _):
+        xy, state = carry
+        losses, pull = jax.vjp(split_rosenbrock, xy)
+        weights, state = weighting.update(None, state, losses=losses)
+        (direction,) = pull(weights.astype(losses.dtype))
+        return (xy - rate * direction, state), (losses, weights)
+
+    carry = jnp.asarray(start, jnp.result_type(float)), weighting.init(2)
+    run = jax.jit(lambda c: jax.lax.scan(step, c, None, length=steps))
+    (xy, _), (losses, weights) = run(carry)
+    return np.asarray(losses), np.asarray(xy), np.asarray(weights)

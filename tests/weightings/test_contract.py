@@ -1,0 +1,280 @@
+"""What every exported weighting keeps to, whatever the method.
+
+The factories are found by their return annotation: a new one is covered without a
+change here. Only a required argument under a name not seen before asks for a line, in
+``ARGUMENTS``.
+"""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import multiterm_optax
+from multiterm_optax import Weighting, reweight
+from tests._asserts import (
+    CountedTraces,
+    assert_close,
+    assert_finite,
+    assert_identical,
+    assert_message,
+    assert_same_signature,
+    assert_single_trace,
+    assert_strong_types,
+)
+
+STEPS = 6
+
+# How to fill a required argument for K terms, by its name.
+ARGUMENTS = {
+    "eps": lambda terms: 1e-3,
+    "key": lambda terms: jax.random.key(0),
+    "num_terms": lambda terms: terms,
+    "steps_per_epoch": lambda terms: 2,
+    "weights": lambda terms: jnp.arange(1.0, terms + 1),
+}
+
+# Permuting the terms permutes the distribution of the weights, not each draw.
+RANDOM = {"key"}
+
+
+def exported():
+    """Factories: public functions whose return is a Weighting."""
+    found = {}
+    for name, value in vars(multiterm_optax).items():
+        if name.startswith("_") or not inspect.isfunction(value):
+            continue
+        if inspect.signature(value).return_annotation in (Weighting, "Weighting"):
+            found[name] = value
+    return found
+
+
+FACTORIES = exported()
+
+
+def build(name, terms, order=None):
+    """The method with its required arguments filled in; those [K] in ``order``."""
+    filled = {}
+    for argument, parameter in inspect.signature(FACTORIES[name]).parameters.items():
+        if parameter.default is not parameter.empty:
+            continue
+        assert argument in ARGUMENTS, f"{name} requires {argument!r}: add it here"
+        value = ARGUMENTS[argument](terms)
+        if order is not None and np.shape(value) == (terms,):
+            value = value[order]
+        filled[argument] = value
+    return FACTORIES[name](**filled)
+
+
+each_weighting = pytest.mark.parametrize("name", sorted(FACTORIES))
+each_count = pytest.mark.parametrize("terms", [1, 2, 3, 64])
+
+
+def problem(terms, dtype=np.float32, seed=0, steps=STEPS):
+    """Gramians [steps, K, K] and positive losses [steps, K]."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(steps, terms, terms + 5)) + rng.normal(size=terms + 5)
+    rows *= np.exp(rng.normal(size=terms))[:, None]
+    losses = np.exp(rng.normal(size=(steps, terms)))
+    gramians = np.einsum("tip,tjp->tij", rows, rows)
+    return jnp.asarray(gramians.astype(dtype)), jnp.asarray(losses.astype(dtype))
+
+
+def read(weighting, gramian, losses):
+    """What a caller gives the weighting: only what it says that it reads."""
+    return (
+        gramian if weighting.reads_gramian else None,
+        losses if weighting.reads_losses else None,
+    )
+
+
+def run(weighting, gramians, losses, update=None):
+    """Weights of every step and every state, the first one included."""
+    update = update or weighting.update
+    states, history = [weighting.init(losses.shape[1])], []
+    for gramian, loss in zip(gramians, losses, strict=True):
+        seen, heard = read(weighting, gramian, loss)
+        weights, state = update(seen, states[-1], losses=heard)
+        history.append(weights)
+        states.append(state)
+    return jnp.stack(history), states
+
+
+def test_every_weighting_is_found():
+    assert FACTORIES.keys() >= {
+        "constant",
+        "dwa",
+        "equal",
+        "gradnorm",
+        "inexact_mgda",
+        "lbtw",
+        "mgda",
+        "softadapt",
+        "uncertainty",
+    }
+
+
+@each_weighting
+@each_count
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_shapes_and_a_stable_state(name, terms, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        weighting = build(name, terms)
+        gramians, losses = problem(terms, dtype)
+        counted = CountedTraces(weighting.update)
+        weights, states = run(weighting, gramians, losses, jax.jit(counted))
+        assert weights.shape[1:] in ((terms,), (terms, terms))
+        assert weights.dtype == dtype
+        assert_finite(weights)
+        assert_strong_types(states[0])
+        for state in states[1:]:
+            assert_same_signature(state, states[0])
+            assert_finite(state)
+        assert_single_trace(counted)
+
+
+@each_weighting
+@pytest.mark.usefixtures("x64")
+def test_one_program_whether_eager_jitted_or_scanned(name):
+    weighting = build(name, 3)
+    gramians, losses = problem(3, np.float64)
+    eager, states = run(weighting, gramians, losses)
+    jitted, _ = run(weighting, gramians, losses, jax.jit(weighting.update))
+    assert_close(jitted, eager, rtol=1e-10)
+
+    def step(state, data):
+        seen, heard = read(weighting, *data)
+        weights, state = weighting.update(seen, state, losses=heard)
+        return state, weights
+
+    last, scanned = jax.lax.scan(step, states[0], (gramians, losses))
+    assert_close(scanned, eager, rtol=1e-10)
+    assert_same_signature(last, states[-1])
+
+
+@each_weighting
+@pytest.mark.usefixtures("x64")
+def test_permuting_the_terms_permutes_the_weights(name):
+    if RANDOM & inspect.signature(FACTORIES[name]).parameters.keys():
+        pytest.skip("the order of the terms is drawn: see the method's own tests")
+    terms, order = 4, np.array([2, 0, 3, 1])
+    gramians, losses = problem(terms, np.float64)
+    plain, _ = run(build(name, terms), gramians, losses)
+    permuted, _ = run(
+        build(name, terms, order), gramians[:, order][:, :, order], losses[:, order]
+    )
+    expected = plain[:, order]
+    if plain.ndim == 3:
+        expected = expected[:, :, order]
+    # A method that solves by iteration meets its own tolerance, no better.
+    assert_close(permuted, expected, rtol=1e-9)
+
+
+@each_weighting
+def test_says_what_it_reads(name):
+    weighting = build(name, 3)
+    gramians, losses = problem(3)
+    state = weighting.init(3)
+    seen, heard = read(weighting, gramians[0], losses[0])
+    alone, _ = weighting.update(seen, state, losses=heard)
+    both, _ = weighting.update(gramians[0], state, losses=losses[0])
+    assert_identical(alone, both)
+
+
+@each_weighting
+def test_extra_arguments_are_accepted(name):
+    weighting = build(name, 3)
+    gramians, losses = problem(3)
+    state = weighting.init(3)
+    plain, _ = weighting.update(gramians[0], state, losses=losses[0])
+    extra, _ = weighting.update(
+        gramians[0], state, losses=losses[0], value=1.0, something_else="x"
+    )
+    assert_identical(extra, plain)
+
+
+@each_weighting
+@pytest.mark.usefixtures("own_errors")
+def test_missing_losses_are_an_error(name):
+    weighting = build(name, 3)
+    tx, grads = reweight(weighting, num_terms=3), jnp.ones((3, 2))
+    state = tx.init(jnp.zeros(2))
+    if not weighting.reads_losses:
+        tx.update(grads, state)
+        return
+    with pytest.raises(ValueError, match="losses") as error:
+        tx.update(grads, state)
+    assert_message(error.value, "losses", "found none")
+
+
+@each_weighting
+@pytest.mark.parametrize("terms", [1, 3])
+@pytest.mark.parametrize("zero", ["gramian", "losses", "both"])
+def test_zero_gradients_and_losses_stay_finite(name, terms, zero):
+    weighting = build(name, terms)
+    gramians, losses = problem(terms)
+    if zero in ("gramian", "both"):
+        gramians = jnp.zeros_like(gramians)
+    if zero in ("losses", "both"):
+        losses = jnp.zeros_like(losses)
+    weights, states = run(weighting, gramians, losses, jax.jit(weighting.update))
+    assert_finite(weights)
+    assert_finite(states)
+
+
+@each_weighting
+def test_batches_under_vmap(name):
+    weighting = build(name, 3)
+    gramians, losses = problem(3, steps=4)
+    states = jax.vmap(lambda _: weighting.init(3))(jnp.arange(4))
+    seen, heard = read(weighting, gramians, losses)
+    batch, _ = jax.vmap(lambda g, s, x: weighting.update(g, s, losses=x))(
+        seen, states, heard
+    )
+    for i in range(4):
+        seen, heard = read(weighting, gramians[i], losses[i])
+        alone, _ = weighting.update(seen, weighting.init(3), losses=heard)
+        assert_close(batch[i], alone, rtol=1e-5)
+
+
+@each_weighting
+@pytest.mark.parametrize("groups", ["global", "leaf"])
+def test_weights_at_work_are_those_of_the_weighting(name, groups):
+    weighting = build(name, 3)
+    tx = reweight(weighting, num_terms=3, groups=groups)
+    params = {"a": jnp.zeros(4), "b": jnp.zeros((2, 3))}
+    keys = jax.random.split(jax.random.key(0), 2)
+    grads = {
+        "a": jax.random.normal(keys[0], (3, 4)),
+        "b": jax.random.normal(keys[1], (3, 2, 3)),
+    }
+    losses = jnp.array([0.5, 2.0, 1.0])
+    state = tx.init(params)
+    update = jax.jit(tx.update)
+    for _ in range(3):
+        updates, later = update(grads, state, params, losses=losses)
+        assert_same_signature(later, state)
+        state = later
+    for leaf in params:
+        weights = state.weights if groups == "global" else state.weights[leaf]
+        mixing = jnp.diag(weights) if weights.ndim == 1 else weights
+        expected = jnp.tensordot(mixing, grads[leaf], 1, precision="highest")
+        assert_close(updates[leaf], expected, rtol=1e-5)
+
+
+@each_weighting
+def test_state_can_be_donated(name):
+    # XLA refuses to be given one buffer twice: no array may stand twice in the state.
+    weighting = build(name, 3)
+    gramians, losses = problem(3)
+    donated = jax.jit(
+        lambda state, gramian, loss: weighting.update(gramian, state, losses=loss),
+        donate_argnums=0,
+    )
+    state = weighting.init(3)
+    for gramian, loss in zip(gramians, losses, strict=True):
+        weights, state = donated(state, gramian, loss)
+    assert_finite(weights)
+    assert_finite(state)
