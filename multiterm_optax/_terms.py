@@ -106,37 +106,55 @@ def scale(factors: Float[Array, " K"], leaf: TermLeaf) -> TermLeaf:
 
 def sum_terms(leaf: TermLeaf) -> Leaf:
     """Sum over the term axis, accumulated wide, in the leaf's dtype."""
-    total = _over_terms(jnp.add, jnp.sum, leaf.astype(accumulator_dtype(leaf)))
-    return total.astype(leaf.dtype)
+    wide = leaf.astype(accumulator_dtype(leaf))
+    return sum_of_terms(lambda x: x, wide).astype(leaf.dtype)
+
+
+def sum_of_terms(f: Callable[..., Array], *leaves: TermLeaf) -> Leaf:
+    """Sum over the terms of an elementwise function of their leaves."""
+    return _over_terms(jnp.add, jnp.sum, f, *leaves)
 
 
 def max_terms(leaf: TermLeaf) -> Leaf:
     """Maximum over the term axis."""
-    return _over_terms(jnp.maximum, jnp.max, leaf)
+    return _over_terms(jnp.maximum, jnp.max, lambda x: x, leaf)
 
 
 def _over_terms(
     combine: Callable[[Array, Array], Array],
     over_axis: Callable[..., Array],
-    leaf: TermLeaf,
-) -> Leaf:
-    # XLA:CPU reduces a leading axis 10 to 15 times slower than it adds slices;
-    # accelerators are the other way round.
-    if leaf.shape[0] == 1:
-        return leaf[0]
+    f: Callable[..., Array],
+    *leaves: Shaped[Array, "K ..."],
+) -> Array:
+    # XLA:CPU reduces a leading axis 10 to 15 times slower than it adds slices, and
+    # writes out what it has to slice: slices come first, f after. Accelerators are the
+    # other way round.
+    if leaves[0].shape[0] == 1:
+        return f(*(leaf[0] for leaf in leaves))
     return jax.lax.platform_dependent(
-        leaf,
-        cpu=lambda x: _combine_slices(combine, x),
-        default=lambda x: over_axis(x, axis=0),
+        *leaves,
+        cpu=lambda *xs: _combine_slices(combine, f, *xs),
+        default=lambda *xs: over_axis(f(*xs), axis=0),
     )
 
 
-def _combine_slices(combine: Callable[[Array, Array], Array], leaf: TermLeaf) -> Leaf:
+def _combine_slices(
+    combine: Callable[[Array, Array], Array],
+    f: Callable[..., Array],
+    *leaves: Shaped[Array, "K ..."],
+) -> Array:
+    num_terms = leaves[0].shape[0]
+    if num_terms <= 16:
+        parts = [f(*(leaf[i] for leaf in leaves)) for i in range(num_terms)]
+        return reduce(combine, parts)
     # Halving keeps the program, and so its compile time, short for many terms.
-    while leaf.shape[0] > 16:
-        half = leaf.shape[0] // 2
-        folded = combine(leaf[:half], leaf[half : 2 * half])
-        leaf = (
-            jnp.concatenate([folded, leaf[2 * half :]]) if leaf.shape[0] % 2 else folded
-        )
-    return reduce(combine, [leaf[i] for i in range(leaf.shape[0])])
+    half = num_terms // 2
+    low, high = ([leaf[s] for leaf in leaves] for s in (slice(half), slice(half, None)))
+    if num_terms % 2:
+        first = f(*(leaf[0] for leaf in leaves))
+        rest = _combine_slices(combine, f, *(leaf[1:] for leaf in leaves))
+        return combine(first, rest)
+    folded = combine(f(*low), f(*high))
+    return _combine_slices(combine, lambda x: x, folded)
+
+

@@ -5,6 +5,8 @@ leaf is ``[K, *p]`` and returns leaves ``[*p]``. Exactly one stands in an
 ``optax.chain``; any ordinary Optax transformation may follow it.
 """
 
+from multiterm_optax.aggregators._grad_drop import GradDropState as GradDropState
+from multiterm_optax.aggregators._grad_drop import grad_drop as grad_drop
 from multiterm_optax.aggregators._max_adam import (
     ScaleByMaxAdamState as ScaleByMaxAdamState,
 )

@@ -141,10 +141,13 @@ def scale_by_max_adam(
             wide = update.astype(nu.dtype)
             return (b2 * nu + (1 - b2) * (wide * wide)).astype(nu.dtype)
 
-        def step(update: TermLeaf, mu: jax.Array, reduced: jax.Array) -> Leaf:
-            moved = (mu / correct_mu) / (jnp.sqrt(reduced + eps_root) + eps)
-            total = _terms.sum_terms(moved) if reduction == "own" else moved
-            return total.astype(update.dtype)
+        def step(mu: jax.Array, reduced: jax.Array) -> jax.Array:
+            return (mu / correct_mu) / (jnp.sqrt(reduced + eps_root) + eps)
+
+        def total(update: TermLeaf, mu: jax.Array, reduced: jax.Array) -> Leaf:
+            if reduction == "own":
+                return _terms.sum_of_terms(step, mu, reduced).astype(update.dtype)
+            return step(mu, reduced).astype(update.dtype)
 
         mu = jax.tree.map(first_moment, updates, state.mu)
         nu = jax.tree.map(second_moment, updates, state.nu)
@@ -153,7 +156,7 @@ def scale_by_max_adam(
         if amsgrad:
             reduced = jax.tree.map(jnp.maximum, state.nu_max, reduced)
             nu_max = optax.tree.cast_like(reduced, state.nu_max)
-        stepped = jax.tree.map(step, updates, mu, reduced)
+        stepped = jax.tree.map(total, updates, mu, reduced)
         mu = optax.tree.cast_like(mu, state.mu)
         return stepped, ScaleByMaxAdamState(count, mu, nu, nu_max)
 

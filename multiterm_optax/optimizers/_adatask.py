@@ -9,7 +9,7 @@ import optax
 
 from multiterm_optax import _checks, _terms
 from multiterm_optax._typing import Scalar
-from multiterm_optax.aggregators import sum_terms
+from multiterm_optax.aggregators import scale_by_max_adam, sum_terms
 from multiterm_optax.transforms import per_term
 
 
@@ -111,9 +111,19 @@ def adatask_adam(
     _checks.decay(b1, "b1", name)
     _checks.decay(b2, "b2", name)
     _checks.non_negative(eps, "eps", name)
-    outside, inside = (0.0, eps) if eps_in_sqrt else (eps, 0.0)
-    adam = optax.scale_by_adam(b1, b2, outside, inside, mu_dtype=mu_dtype)
-    return _adatask(adam, num_terms, learning_rate, weight_decay, mask)
+    # per_term(optax.scale_by_adam(...)) and sum_terms() in one stage, which on CPU
+    # needs no temporary copies of the terms' steps and keeps its second moments in
+    # float32.
+    adam = scale_by_max_adam(
+        num_terms,
+        b1,
+        b2,
+        0.0 if eps_in_sqrt else eps,
+        eps_root=eps if eps_in_sqrt else 0.0,
+        reduction="own",
+        mu_dtype=mu_dtype,
+    )
+    return _finish([adam], learning_rate, weight_decay, mask)
 
 
 def adatask_rmsprop(
@@ -168,7 +178,8 @@ def adatask_rmsprop(
     _checks.decay(decay, "decay", name)
     _checks.non_negative(eps, "eps", name)
     rms = optax.scale_by_rms(decay, eps, eps_in_sqrt=eps_in_sqrt)
-    return _adatask(rms, num_terms, learning_rate, weight_decay, mask)
+    stages = [per_term(rms, num_terms), sum_terms()]
+    return _finish(stages, learning_rate, weight_decay, mask)
 
 
 def adatask_adagrad(
@@ -219,7 +230,8 @@ def adatask_adagrad(
     """
     _checks.non_negative(eps, "eps", "adatask_adagrad")
     adagrad = _scale_by_adagrad(eps, eps_in_sqrt)
-    return _adatask(adagrad, num_terms, learning_rate, weight_decay, mask)
+    stages = [per_term(adagrad, num_terms), sum_terms()]
+    return _finish(stages, learning_rate, weight_decay, mask)
 
 
 class ScaleByAdagradState(NamedTuple):
@@ -260,14 +272,12 @@ def _scale_by_adagrad(eps: Scalar, eps_in_sqrt: bool) -> optax.GradientTransform
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _adatask(
-    scale_by_x: optax.GradientTransformation,
-    num_terms: int,
+def _finish(
+    stages: list[optax.GradientTransformation],
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: Scalar | None,
     mask: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    stages = [per_term(scale_by_x, num_terms), sum_terms()]
     if weight_decay is not None:
-        stages.append(optax.add_decayed_weights(weight_decay, mask))
+        stages = [*stages, optax.add_decayed_weights(weight_decay, mask)]
     return optax.chain(*stages, optax.scale_by_learning_rate(learning_rate))

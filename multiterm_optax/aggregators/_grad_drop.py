@@ -1,0 +1,134 @@
+"""GradDrop: in each element the terms' gradients of one sign, drawn by consistency."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from multiterm_optax import _checks, _terms
+from multiterm_optax._typing import Leaf, TermLeaf
+
+
+class GradDropState(NamedTuple):
+    """State of :func:`grad_drop`.
+
+    Attributes:
+      key: Data of the next step's random key, uint32.
+    """
+
+    key: jax.Array
+
+
+def grad_drop(
+    key: jax.Array,
+    *,
+    leak: Any = 0.0,
+    purity_fn: Callable[[jax.Array], jax.Array] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Sums the gradients of one sign, element by element, picked at random.
+
+    With the positive sign purity of an element and a uniform draw :math:`U`,
+
+    .. math::
+
+      P &= \frac12 \Bigl(1 + \frac{\sum_i g_i}{\sum_i \lvert g_i \rvert}\Bigr), \qquad
+      M_i = \begin{cases} [g_i > 0] & f(P) > U \\ [g_i < 0] & \text{otherwise}
+      \end{cases}, \\
+      u &= \sum_i \bigl(\ell_i + (1 - \ell_i) M_i\bigr) g_i .
+
+    The draw is shared by the terms. In expectation, with :math:`f` the identity, an
+    element where the signs agree passes whole and one where the terms cancel is zero;
+    where nothing was there to be divided, :math:`P = 1/2` and :math:`u = 0`.
+
+    The paper and the authors' code put this at a layer's activations, times the sign
+    of the activation and summed over the batch; here it acts on the gradients of the
+    parameters, as it must in an optimizer.
+
+    Each step draws ``key, draw = split(key)``, and leaf number l, in the order of
+    ``jax.tree.leaves``, ``uniform(fold_in(draw, l))`` in its accumulator's dtype.
+
+    Args:
+      key: A random key, typed (``jax.random.key``) or raw (``jax.random.PRNGKey``).
+      leak: :math:`\ell`, the share of each term that passes whatever the draw, in
+        [0, 1]: a number or an array [K]. The paper's experiments use 0, and 1 for a
+        term to be transferred to.
+      purity_fn: :math:`f`, an increasing function of [0, 1] to itself; ``None``: the
+        identity.
+
+    Returns:
+      A transformation of updates whose every leaf is [K, \*p] to updates [\*p] of the
+      same dtypes. State: the key.
+
+    Raises:
+      TypeError: ``key`` is not one random key.
+      ValueError: ``leak`` is out of range or has not K values, or an update has not
+        the term axis first.
+
+    Source:
+      Chen et al., "Just Pick a Sign: Optimizing Deep Multitask Models with Gradient
+      Sign Dropout", NeurIPS 2020, Eq. 1 and 2, Alg. 1.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from multiterm_optax import grad_drop
+      >>> tx = grad_drop(jax.random.key(0))
+      >>> grads = jnp.array([[1.0, 2.0, 3.0], [2.0, 5.0, -1.0]])
+      >>> updates, _ = tx.update(grads, tx.init(jnp.zeros(3)))
+      >>> updates.tolist()  # the last one is 3 or -1, with 3 : 1
+      [3.0, 7.0, 3.0]
+    """
+    name = "grad_drop"
+    data, impl = _checks.prng_key(key, "key", name)
+    _checks.in_range(leak, "leak", name, low=0.0, high=1.0)
+
+    def leaks(num_terms: int) -> jax.Array:
+        if jnp.shape(leak) not in ((), (num_terms,)):
+            raise ValueError(
+                f"{name}: leak must be a number or have shape ({num_terms},), one value "
+                f"for each term, found shape {jnp.shape(leak)}."
+            )
+        shares = jnp.asarray(leak, jnp.result_type(float))
+        return jnp.broadcast_to(shares, (num_terms,))
+
+    def init_fn(params: optax.Params) -> GradDropState:
+        del params
+        return GradDropState(key=jnp.array(data))
+
+    def one_leaf(update: TermLeaf, shares: jax.Array, draw: jax.Array) -> Leaf:
+        wide = update.astype(_terms.accumulator_dtype(update))
+        size = _terms.sum_terms(jnp.abs(wide))
+        positive = _terms.sum_terms(jnp.maximum(wide, 0))
+        # The same number as in the formula; exactly 1 where no term is negative.
+        purity = jnp.where(size > 0, positive / jnp.where(size > 0, size, 1), 0.5)
+        if purity_fn is not None:
+            purity = purity_fn(purity)
+        uniform = jax.random.uniform(draw, purity.shape, purity.dtype)
+        masked = _terms.scale(1 - shares, wide)
+        kept = jnp.where(
+            purity > uniform,
+            _terms.sum_terms(jnp.maximum(masked, 0)),
+            _terms.sum_terms(jnp.minimum(masked, 0)),
+        )
+        return (_terms.sum_terms(_terms.scale(shares, wide)) + kept).astype(
+            update.dtype
+        )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: GradDropState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, GradDropState]:
+        del extra_args
+        _checks.term_axis(updates, params, name)
+        later, draw = jax.random.split(jax.random.wrap_key_data(state.key, impl=impl))
+        leaves, structure = jax.tree.flatten(updates)
+        picked = [
+            one_leaf(leaf, leaks(len(leaf)), jax.random.fold_in(draw, i))
+            for i, leaf in enumerate(leaves)
+        ]
+        return structure.unflatten(picked), GradDropState(jax.random.key_data(later))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
