@@ -1,0 +1,170 @@
+"""Metrics against NumPy in float64, and dominance against the paper's definition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from multiterm_optax import mgda, metrics, per_term, reweight, sum_terms
+from tests._asserts import assert_finite, assert_identical
+
+PARAMS = {"w": jnp.zeros((3, 4)), "b": jnp.zeros(5)}
+
+
+def draw(num_terms, seed=0, scale=1.0):
+    rng = np.random.default_rng(seed)
+    return {
+        name: jnp.asarray(
+            scale * rng.normal(size=(num_terms, *leaf.shape)), jnp.float32
+        )
+        for name, leaf in PARAMS.items()
+    }
+
+
+def rows(grads):
+    return np.concatenate(
+        [np.asarray(g, np.float64).reshape(len(g), -1) for g in grads.values()], axis=1
+    )
+
+
+@pytest.mark.parametrize("num_terms", [1, 2, 5, 20])
+def test_geometry(num_terms):
+    grads = draw(num_terms)
+    jacobian = rows(grads)
+    products, lengths = jacobian @ jacobian.T, np.linalg.norm(jacobian, axis=1)
+    np.testing.assert_allclose(metrics.gramian(grads), products, atol=2e-5)
+    np.testing.assert_allclose(metrics.norms(grads), lengths, rtol=1e-6)
+    cosines = products / np.outer(lengths, lengths)
+    np.testing.assert_allclose(metrics.cosines(grads), cosines, atol=1e-6)
+    pairs = [(i, j) for i in range(num_terms) for j in range(i)]
+    negative = sum(products[i, j] < 0 for i, j in pairs)
+    expected = negative / len(pairs) if pairs else 0.0
+    assert float(metrics.conflicts(grads)) == pytest.approx(expected)
+
+
+def test_a_zero_gradient_is_at_no_angle():
+    grads = jax.tree.map(lambda g: g.at[0].set(0), draw(3))
+    np.testing.assert_array_equal(metrics.cosines(grads)[0], np.zeros(3))
+    assert_finite(metrics.cosines(grads))
+
+
+def test_bfloat16_is_accumulated_in_float32():
+    ones = jnp.ones((2, 100_000), jnp.bfloat16)
+    np.testing.assert_allclose(metrics.norms(ones), np.sqrt([1e5, 1e5]), rtol=1e-6)
+    assert metrics.gramian(ones).dtype == jnp.float32
+
+
+@pytest.mark.usefixtures("own_errors")
+@pytest.mark.parametrize(
+    "function",
+    [metrics.gramian, metrics.norms, metrics.cosines, metrics.conflicts],
+)
+def test_leaves_without_one_common_term_axis(function):
+    with pytest.raises(ValueError, match="term axis"):
+        function({"a": jnp.ones((2, 3)), "b": jnp.ones((3, 3))})
+    with pytest.raises(ValueError, match="term axis"):
+        function({"a": jnp.ones(())})
+    with pytest.raises(ValueError, match="found none"):
+        function({})
+
+
+# --- dominance ---------------------------------------------------------------
+
+
+def accumulate(steps, decay):
+    """AdaTask's Eq. 2, in float64."""
+    total = 0.0
+    for updates in steps:
+        total = decay * total + (1 - decay) * np.asarray(updates, np.float64) ** 2
+    return total
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9, 0.99])
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_dominance_follows_the_papers_definition(decay, scale):
+    tx = metrics.track_dominance(3, decay)
+    state = tx.init(PARAMS)
+    steps = [draw(3, seed, scale) for seed in range(10)]
+    for updates in steps:
+        passed, state = jax.jit(tx.update)(updates, state, PARAMS)
+        assert_identical(passed, updates)
+    shares = metrics.dominance(state)
+    for name in PARAMS:
+        total = accumulate([updates[name] for updates in steps], decay)
+        np.testing.assert_allclose(shares[name], total / total.sum(0), rtol=2e-5)
+
+
+def test_what_nothing_moved_is_shared_equally():
+    tx = metrics.track_dominance(4)
+    shares = metrics.dominance(tx.init(PARAMS))
+    for leaf in jax.tree.leaves(shares):
+        np.testing.assert_array_equal(leaf, np.full(leaf.shape, 0.25))
+
+
+def test_one_term_dominates_everything_it_moves():
+    tx = metrics.track_dominance(2)
+    updates = jax.tree.map(lambda g: g.at[1].set(0), draw(2))
+    _, state = tx.update(updates, tx.init(PARAMS))
+    shares = metrics.dominance_shares(metrics.dominance(state))
+    np.testing.assert_array_equal(shares, [[0, 0, 0, 0, 1], [1, 0, 0, 0, 0]])
+
+
+def test_adatask_is_balanced_where_the_sum_is_dominated():
+    """The paper's point: equal gradients up to a factor, shared out by AdaTask."""
+    grads = jax.tree.map(lambda g: g.at[1].set(100 * g[0]), draw(2))
+
+    def shares(*stages):
+        tx = optax.chain(*stages, metrics.track_dominance(2), sum_terms())
+        _, state = tx.update(grads, tx.init(PARAMS), PARAMS)
+        return metrics.dominance_shares(metrics.dominance(state))
+
+    np.testing.assert_array_equal(shares()[1], [0, 0, 0, 0, 1])
+    np.testing.assert_array_equal(
+        shares(per_term(optax.scale_by_adam(), 2))[1], [0, 0, 1, 0, 0]
+    )
+
+
+@pytest.mark.parametrize("groups", ["global", "leaf", {"w": "x", "b": "y"}])
+def test_shares_are_counted_by_group(groups):
+    rau = {
+        "w": jnp.tile(jnp.array([0.2, 0.8])[:, None, None], (1, 3, 4)),
+        "b": jnp.stack([share := jnp.array([0, 0.1, 0.5, 0.75, 1]), 1 - share]),
+    }
+    shares = metrics.dominance_shares(rau, groups)
+    by_w, by_b = np.array([1, 0, 0, 0, 0]), np.array([0.4, 0, 0.2, 0.2, 0.2])
+    if groups == "global":
+        np.testing.assert_allclose(shares[0], (12 * by_w + 5 * by_b) / 17, rtol=1e-6)
+        return
+    names = ("w", "b") if groups == "leaf" else ("x", "y")
+    for name, expected in zip(names, (by_w, by_b), strict=True):
+        np.testing.assert_allclose(shares[name][0], expected, rtol=1e-6)
+
+
+def test_dominance_needs_exactly_one_tracker():
+    with pytest.raises(ValueError, match="exactly one .* found 0"):
+        metrics.dominance(optax.adam(1.0).init(PARAMS))
+    tx = optax.chain(metrics.track_dominance(2), metrics.track_dominance(2))
+    with pytest.raises(ValueError, match="found 2"):
+        metrics.dominance(tx.init(PARAMS))
+
+
+# --- reader ------------------------------------------------------------------
+
+
+def test_read_finds_fields_of_the_same_name_in_several_stages():
+    tx = optax.chain(reweight(mgda(), 2), reweight(mgda(), 2))
+    state = tx.init(PARAMS)
+    with pytest.raises(KeyError):
+        optax.tree.get(state, "weights")
+    found = metrics.read(state, "weights")
+    assert list(found) == ["[0].weights", "[1].weights"]
+    assert list(metrics.read(state, "converged")) == [
+        "[0].weighting.converged",
+        "[1].weighting.converged",
+    ]
+
+
+def test_read_refuses_a_field_that_is_not_there():
+    with pytest.raises(KeyError, match="skipped"):
+        metrics.read(optax.sgd(1.0).init(PARAMS), "skipped")
