@@ -1,0 +1,261 @@
+"""The digits example, and the code in the README, do what they say."""
+
+import re
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import multiterm_optax as mt
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """The example as a module; its neighbours are found as when it is a script."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    try:
+        import digits
+
+        yield digits
+    finally:
+        sys.path.remove(str(ROOT / "examples"))
+
+
+def save_npz(path, size, **changes):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "x_train": rng.integers(0, 256, (60, size, size), dtype=np.uint8),
+        "y_train": np.arange(60, dtype=np.uint8) % 10,
+        "x_test": rng.integers(0, 256, (30, size, size), dtype=np.uint8),
+        "y_test": np.arange(30, dtype=np.uint8) % 10,
+    }
+    arrays.update(changes)
+    np.savez(path, **{name: a for name, a in arrays.items() if a is not None})
+    return path
+
+
+def check_rows(rows, methods):
+    assert [row["method"] for row in rows] == list(methods)
+    for row in rows:
+        for column in ("accuracy", "worst class", "class 0"):
+            mean, spread = row[column]
+            assert 0 <= mean <= 100, (row["method"], column)
+            assert np.isfinite(spread)
+        assert row["worst class"][0] <= row["accuracy"][0] <= 100
+        assert 0 < row["seconds"][0] < np.inf
+
+
+def is_png(path):
+    return path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_short_run(digits, tmp_path, capsys):
+    out = tmp_path / "figure.png"
+    rows, best_rows = digits.main(["--short", "--out", str(out)])
+    check_rows(rows, digits.METHODS)
+    check_rows(best_rows, digits.METHODS)
+    assert is_png(out)
+    assert {row["lr"] for row in rows} == {1e-3}
+    assert {row["lr"] for row in best_rows} <= {1e-3, 1e-2}
+    # 60 steps are enough to see what the weights do, and that MTAdam undoes it.
+    accuracy = {row["method"]: row["accuracy"][0] for row in rows}
+    light = {row["method"]: row["class 0"][0] for row in rows}
+    assert light["Adam, weighted sum"] < 10
+    assert light["MTAdam"] > 80
+    assert accuracy["MTAdam"] > accuracy["Adam, weighted sum"] + 10
+    assert accuracy["Adam, plain sum"] > accuracy["Adam, weighted sum"] + 10
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in digits.METHODS)
+    assert str(out.name) in printed.replace("\n", "")
+
+
+def test_seeds_change_everything_and_methods_share_it(digits):
+    images = digits.load_images()
+    one, same, other = (digits.make_problem(images, s, 20, 32) for s in (0, 0, 1))
+    np.testing.assert_array_equal(one.rows, same.rows)
+    np.testing.assert_array_equal(one.class_weights, same.class_weights)
+    assert not np.array_equal(one.rows, other.rows)
+    assert not np.array_equal(one.class_weights, other.class_weights)
+    assert one.class_weights[0] == 1
+    assert np.all((one.class_weights >= 1) & (one.class_weights <= 1000))
+
+
+def test_no_image_is_in_two_splits(digits):
+    # An image is told apart by a number of its own in its corner.
+    count = 100
+    x = np.zeros((count, 8, 8), np.float32)
+    x[:, 0, 0] = np.arange(count)
+    problem = digits.make_problem((x, np.arange(count) % 10, None, None), 0, 60, 4)
+    train = {int(i) for i in np.asarray(problem.train[0])[problem.rows][..., 0, 0].flat}
+    val = {int(i) for i in problem.val[0][:, 0, 0]}
+    test = {int(i) for i in problem.test[0][:, 0, 0]}
+    assert (len(train), len(val), len(test)) == (60, 20, 20)
+    assert len(train | val | test) == count
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_class_losses_are_the_weighted_means_of_their_classes(digits, model):
+    params = digits.init_params(0, (8, 8), model)
+    rng = np.random.default_rng(0)
+    images = rng.uniform(size=(30, 8, 8)).astype(np.float32)
+    labels = rng.integers(0, 9, 30)  # class 9 is missing
+    class_weights = np.geomspace(1, 1000, 10).astype(np.float32)
+    network = digits.NETWORKS[model]
+    logits = np.asarray(network(params, images), np.float64)
+    errors = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(30), labels]
+    expected = [
+        class_weights[k] * errors[labels == k].mean() if k < 9 else 0.0
+        for k in range(10)
+    ]
+    losses = digits.class_losses(params, (images, labels), class_weights, network)
+    np.testing.assert_allclose(losses, expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_a_missing_class_has_exactly_zero_gradient(digits, model):
+    params = digits.init_params(0, (8, 8), model)
+    images = np.random.default_rng(0).uniform(size=(12, 8, 8)).astype(np.float32)
+    labels = np.arange(12) % 4  # classes 4 to 9 are missing
+    class_weights = np.full(10, 1000, np.float32)
+    losses, grads = mt.value_and_term_grads(digits.class_losses)(
+        params, (images, labels), class_weights, network=digits.NETWORKS[model]
+    )
+    assert np.all(np.asarray(losses[:4]) > 0)
+    np.testing.assert_array_equal(losses[4:], np.zeros(6))
+    for leaf in map(np.asarray, jax.tree.leaves(grads)):
+        assert np.all(np.isfinite(leaf))
+        np.testing.assert_array_equal(leaf[4:], np.zeros_like(leaf[4:]))
+        assert all(np.any(leaf[k] != 0) for k in range(4))
+
+
+@pytest.mark.parametrize("name", ["AdaTask", "MTAdam", "Adam, weighted sum"])
+def test_steps_without_some_classes_stay_finite(digits, name):
+    method = digits.METHODS[name]
+    params = digits.init_params(0, (8, 8), "mlp")
+    before = params
+    state = method.optimizer(1e-3).init(params)
+    images = np.random.default_rng(0).uniform(size=(4, 8, 8)).astype(np.float32)
+    step = jax.jit(
+        partial(digits.train_step, method=method, network=digits.NETWORKS["mlp"])
+    )
+    for labels in ([1, 1, 2, 2], [3, 3, 3, 3], [0, 1, 2, 3]):
+        batch = (images, jnp.array(labels))
+        params, state = step(params, state, batch, np.ones(10), 1e-3)
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(params), strict=True):
+        assert np.all(np.isfinite(new))
+        assert np.any(np.asarray(old) != np.asarray(new))
+
+
+@pytest.mark.parametrize(("model", "size"), [("mlp", 7), ("cnn", 9)])
+def test_run_on_an_npz_file(digits, tmp_path, model, size):
+    data, out = save_npz(tmp_path / "tiny.npz", size), tmp_path / "figure.png"
+    rows, _ = digits.main(
+        f"--data {data} --model {model} --steps 2 --batch 8 --lrs --out {out}".split()
+    )
+    check_rows(rows, digits.METHODS)
+    assert is_png(out)
+
+
+def test_npz_images_are_scaled_and_kept_apart(digits, tmp_path):
+    path = save_npz(tmp_path / "tiny.npz", 8)
+    x_train, y_train, x_test, y_test = digits.load_images(path)
+    with np.load(path) as archive:
+        np.testing.assert_allclose(
+            x_train * archive["x_train"].max(), archive["x_train"], rtol=1e-6
+        )
+        np.testing.assert_array_equal(y_train, archive["y_train"])
+        np.testing.assert_array_equal(y_test, archive["y_test"])
+    assert x_test.shape == (30, 8, 8)
+    assert x_train.dtype == x_test.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"x_test": None}, ["x_test", "found", "x_train"]),
+        ({"x_train": np.zeros((60, 64))}, ["x_train", "height, width", "(60, 64)"]),
+        ({"y_test": np.zeros(7, int)}, ["y_test", "(30, 8, 8)", "(7,)"]),
+        ({"y_train": np.full(60, 10)}, ["y_train", "0 to 9", "10"]),
+        ({"y_train": np.zeros(60)}, ["y_train", "whole numbers", "float64"]),
+        ({"x_test": np.zeros((30, 9, 9))}, ["one size", "(8, 8)", "(9, 9)"]),
+        ({"x_train": np.array([{}] * 60)}, ["plain arrays"]),
+    ],
+)
+def test_a_wrong_npz_layout_is_refused(digits, tmp_path, changes, words):
+    path = save_npz(tmp_path / "wrong.npz", 8, **changes)
+    with pytest.raises(SystemExit) as refusal:
+        digits.load_images(path)
+    for word in ["--data", "expected", "found", "wrong.npz", *words]:
+        assert word in str(refusal.value)
+
+
+def test_a_file_that_is_missing_or_no_archive_is_refused(digits, tmp_path):
+    with pytest.raises(SystemExit, match=r"--data: expected .* found no file .*nope"):
+        digits.main(["--data", str(tmp_path / "nope.npz")])
+    text = tmp_path / "text.npz"
+    text.write_text("not an archive")
+    with pytest.raises(SystemExit, match=r"expected an .npz file of plain"):
+        digits.load_images(text)
+    cut = save_npz(tmp_path / "cut.npz", 8)
+    cut.write_bytes(cut.read_bytes()[:500])
+    with pytest.raises(SystemExit, match=r"expected an .npz file of plain"):
+        digits.load_images(cut)
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    with pytest.raises(SystemExit, match=r"expected the arrays .* found none"):
+        digits.load_images(tmp_path / "one.npy")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--seeds", "0"], "--seeds"),
+        (["--lr", "-1"], "--lr"),
+        (["--out", "no/such/folder/a.png"], "--out"),
+        (["--model", "transformer"], "--model"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_training(digits, arguments, word, capsys):
+    with pytest.raises(SystemExit):
+        digits.main(arguments)
+    assert word in capsys.readouterr().err
+
+
+def readme():
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_readme_code_runs():
+    namespace = {}
+    blocks = re.findall(r"```python\n(.*?)```", readme(), flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
+    start = {name: jnp.zeros(4) for name in ("a", "b")} | {"trunk": jnp.zeros((4, 4))}
+    before = namespace["losses_fn"](start, namespace["x"])
+    after = namespace["losses"]
+    assert set(after) == {"first", "second"}
+    for name in after:  # both arrive, although one is 1000 times as loud
+        assert after[name] < 0.1 * before[name]
+
+
+def test_readme_links_exist():
+    text = readme()
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", text)
+    links += re.findall(r'src="([^"]+)"', text)
+    local = [link for link in links if "://" not in link]
+    assert local
+    for link in local:
+        assert (ROOT / link).exists(), link
+
+
+def test_readme_names_what_exists():
+    names = re.findall(r"^\| `(\w+)` \|", readme(), flags=re.MULTILINE)
+    assert {"mtadam", "adatask"} <= set(names)
+    for name in names:
+        assert callable(getattr(mt, name))
