@@ -58,8 +58,8 @@ def mgda(normalization: Normalization | None = None) -> Weighting:
       normalization: Finds the weights for scaled gradients instead: ``"l2"``
         :math:`g_i / \lVert g_i \rVert`, ``"loss"`` :math:`g_i / L_i`, ``"loss+"``
         :math:`g_i / (L_i \lVert g_i \rVert)`. As in the code of Sener and Koltun, the
-        weights then multiply the gradients as they are, and the promise of no
-        conflict is lost. Zero gradients and losses that are not positive are divided
+        weights then multiply the gradients as they are; the promise of no conflict is
+        lost, and where two gradients are parallel the direction is not unique. Zero gradients and losses that are not positive are divided
         by nothing.
 
     Returns:
@@ -79,13 +79,13 @@ def mgda(normalization: Normalization | None = None) -> Weighting:
       >>> from multiterm_optax import mgda
       >>> weighting = mgda()
       >>> gradients = jnp.array([[1.0, 0.0], [0.0, 2.0]])
-      >>> weights, state = weighting.update(
-      ...     gradients @ gradients.T, weighting.init(2)
-      ... )
+      >>> weights, state = weighting.update(gradients @ gradients.T, weighting.init(2))
       >>> [round(float(w), 6) for w in weights], bool(state.converged)
       ([0.8, 0.2], True)
     """
-    _checks.one_of(normalization, "normalization", "mgda", (None, "l2", "loss", "loss+"))
+    _checks.one_of(
+        normalization, "normalization", "mgda", (None, "l2", "loss", "loss+")
+    )
 
     def init(num_terms: int) -> MGDAState:
         del num_terms
@@ -114,7 +114,8 @@ def inexact_mgda(eps: Any, normalization: Normalization | None = None) -> Weight
 
     .. math:: g_i \cdot d \ge \epsilon_i \lVert d \rVert ,
 
-    that is, if it descends for every gradient within the bounds. At the exact optimum
+    that is, if it descends for every gradient within the bounds (up to the rounding of
+    the products). At the exact optimum
     this asks for :math:`\lVert d \rVert \ge \epsilon_i` of every term that has a
     weight: training stops by itself once :math:`\lVert d \rVert` falls below the
     bounds.
@@ -144,9 +145,7 @@ def inexact_mgda(eps: Any, normalization: Normalization | None = None) -> Weight
       >>> from multiterm_optax import inexact_mgda
       >>> weighting = inexact_mgda(eps=1.0)
       >>> gradients = jnp.array([[1.0, 0.0], [0.0, 1.0]])  # d = [0.5, 0.5]
-      >>> weights, state = weighting.update(
-      ...     gradients @ gradients.T, weighting.init(2)
-      ... )
+      >>> weights, state = weighting.update(gradients @ gradients.T, weighting.init(2))
       >>> bool(state.ready), int(state.skipped), weights.tolist()
       (False, 1, [0.0, 0.0])
     """
@@ -176,7 +175,11 @@ def inexact_mgda(eps: Any, normalization: Normalization | None = None) -> Weight
         bounds = _per_term(eps, "eps", name, gramian.shape[0])
         along = jnp.matmul(gramian, weights, precision="highest")
         length = jnp.sqrt(jnp.maximum(weights @ along, 0))
-        ready = jnp.all(along >= bounds * length)
+        # A product that is zero but for its rounding does not conflict.
+        norms = jnp.sqrt(jnp.diagonal(gramian))
+        size = gramian.shape[0] * jnp.finfo(gramian.dtype).eps
+        rounding = size * norms * (weights @ norms)
+        ready = jnp.all(along + rounding >= bounds * length)
         skipped = state.skipped + jnp.where(ready, 0, 1).astype(jnp.int32)
         return jnp.where(ready, weights, 0), InexactMGDAState(
             found.converged, ready, skipped
