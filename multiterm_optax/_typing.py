@@ -23,4 +23,4 @@ TermGrads = PyTree[Shaped[Array, "K ..."]]
 
 LossesFn = Callable[..., Any]
 # A hyperparameter: a number, perhaps traced.
-Scalar = float | jax.Array
+Scalar = int | float | jax.Array

@@ -15,7 +15,13 @@ from multiterm_optax import (
 )
 from tests._asserts import assert_message
 from tests.references import gradnorm as reference
-from tests.weightings._runs import deviation, random_losses, run
+from tests.weightings._runs import (
+    deviation,
+    donate,
+    keeps_parameters,
+    random_losses,
+    run,
+)
 
 STEPS = 40
 
@@ -102,7 +108,9 @@ def test_zero_alpha_makes_the_weighted_norms_equal():
 
 
 def test_equal_terms_keep_equal_weights():
-    weights, _ = run(gradnorm(), np.ones((20, 4)), np.broadcast_to(np.eye(4), (20, 4, 4)))
+    weights, _ = run(
+        gradnorm(), np.ones((20, 4)), np.broadcast_to(np.eye(4), (20, 4, 4))
+    )
     np.testing.assert_allclose(weights, 1.0, rtol=1e-6)
 
 
@@ -216,6 +224,26 @@ def test_alpha_may_be_traced(rng):
 
     expected, _ = run(gradnorm(0.7), losses, gramians(rows))
     np.testing.assert_allclose(last(0.7), expected[-1], rtol=1e-6)
+
+
+def test_hyperparameters_may_be_injected():
+    def optimizer(alpha, learning_rate):
+        return weighted(gradnorm(alpha), optax.sgd(learning_rate), num_terms=2)
+
+    grads, losses = jnp.array([[1.0, 0.0], [0.0, 3.0]]), jnp.array([1.0, 2.0])
+    injected = optax.inject_hyperparams(optimizer)(alpha=0.5, learning_rate=0.1)
+    plain = optimizer(0.5, 0.1)
+    state, expected = injected.init(jnp.zeros(2)), plain.init(jnp.zeros(2))
+    for scale in (1.0, 0.5, 0.25):
+        more = {"losses": losses * jnp.array([scale, 1.0])}
+        found, state = injected.update(grads, state, **more)
+        updates, expected = plain.update(grads, expected, **more)
+        np.testing.assert_allclose(found, updates, rtol=1e-6)
+    assert float(state.hyperparams["alpha"]) == 0.5
+
+
+def test_an_optimizer_that_keeps_the_weights_can_be_donated():
+    assert np.all(np.isfinite(donate(gradnorm(optimizer=keeps_parameters()))))
 
 
 @pytest.mark.usefixtures("own_errors")

@@ -8,7 +8,14 @@ import pytest
 from multiterm_optax import uncertainty, value_and_term_grads, weighted
 from tests._asserts import assert_message
 from tests.references import uncertainty as reference
-from tests.weightings._runs import descend, deviation, random_losses, run
+from tests.weightings._runs import (
+    descend,
+    deviation,
+    donate,
+    keeps_parameters,
+    random_losses,
+    run,
+)
 
 STEPS = 40
 KINDS = ("regression", "classification")
@@ -51,15 +58,15 @@ def test_defaults_are_those_documented(rng):
     assert deviation(found, expected) <= 1e-12
 
 
-@pytest.mark.parametrize(("kind", "first", "variance"), [*zip(KINDS, (0.5, 1), (1, 2))])
+@pytest.mark.parametrize(
+    ("kind", "first", "variance"), [("regression", 0.5, 1), ("classification", 1, 2)]
+)
 def test_constant_losses_give_the_variance_in_closed_form(kind, first, variance):
     losses = np.array([1e-2, 1.0, 50.0])
     weighting = uncertainty(optax.adam(0.05), likelihood=kind)
     weights, state = run(weighting, np.broadcast_to(losses, (2000, 3)))
     np.testing.assert_allclose(weights[0], first)
-    np.testing.assert_allclose(
-        np.exp(state.log_variance), variance * losses, rtol=1e-3
-    )
+    np.testing.assert_allclose(np.exp(state.log_variance), variance * losses, rtol=1e-3)
     np.testing.assert_allclose(weights[-1] * losses, 0.5, rtol=1e-3)
 
 
@@ -109,6 +116,10 @@ def test_around_an_optimizer():
         np.testing.assert_allclose(state.reweight.weights, alone, rtol=1e-6)
         np.testing.assert_allclose(updates, -0.01 * alone @ grads, rtol=1e-5)
         w = optax.apply_updates(w, updates)
+
+
+def test_an_optimizer_that_keeps_the_weights_can_be_donated():
+    assert np.all(np.isfinite(donate(uncertainty(keeps_parameters()))))
 
 
 @pytest.mark.usefixtures("own_errors")

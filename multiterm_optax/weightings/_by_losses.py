@@ -1,0 +1,60 @@
+"""What methods that read losses share: checks, ratios, sums."""
+
+import operator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from multiterm_optax import _checks
+from multiterm_optax._typing import Losses, Scalar, Weights
+
+Total = Scalar | Literal["terms"]
+
+
+def static_int(
+    value: Any, argument: str, name: str, *, low: int, high: int | None = None
+) -> int:
+    """Returns ``value`` as a Python int within bounds."""
+    expected = f"at least {low}" if high is None else f"in [{low}, {high}]"
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except (TypeError, jax.errors.JAXTypeError):
+        number = None
+    if number is None:
+        raise TypeError(
+            f"{name}: {argument} must be a static Python int, {expected}, found "
+            f"{value!r}; under optax.inject_hyperparams name it in static_args."
+        )
+    if number < low or (high is not None and number > high):
+        raise ValueError(f"{name}: {argument} must be {expected}, found {value!r}.")
+    return number
+
+
+def ratio(losses: Losses, reference: jax.Array) -> Losses:
+    """``losses / reference``; 1, no change, where the reference is zero."""
+    known = reference != 0
+    return jnp.where(known, losses / jnp.where(known, reference, 1), 1)
+
+
+def check_total(value: Any, name: str) -> None:
+    """Refuses what is neither ``"terms"`` nor a positive number."""
+    if isinstance(value, str):
+        if value != "terms":
+            raise ValueError(
+                f"{name}: sum_to must be 'terms' or a positive number, found {value!r}."
+            )
+        return
+    _checks.in_range(value, "sum_to", name, low=0.0, open_low=True, open_high=True)
+
+
+def total(sum_to: Total, num_terms: int) -> Scalar:
+    """What the weights of K terms are to add up to."""
+    return float(num_terms) if isinstance(sum_to, str) else sum_to
+
+
+def summing_to(weights: Weights, sum_to: Scalar) -> Weights:
+    """Scales non-negative weights to a sum; equal weights where all are zero."""
+    whole = jnp.sum(weights)
+    shares = weights / jnp.where(whole == 0, 1, whole)
+    return sum_to * jnp.where(whole == 0, 1 / weights.size, shares)

@@ -1,0 +1,107 @@
+"""Dynamic weight average: more weight for the losses that fall the least."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from multiterm_optax import _checks, _weighting
+from multiterm_optax._typing import Gramian, Losses, Scalar, Weights
+from multiterm_optax._weighting import Weighting
+from multiterm_optax.weightings import _by_losses
+
+
+class DWAState(NamedTuple):
+    """State of :func:`dwa`.
+
+    Attributes:
+      running: Losses of the epoch so far [K], each divided by the epoch's length.
+      averages: Mean losses of the last epoch and of the one before it, [2, K].
+      seen: Number of losses seen so far, int32.
+    """
+
+    running: jax.Array
+    averages: jax.Array
+    seen: jax.Array
+
+
+def dwa(temperature: Scalar = 2.0, *, steps_per_epoch: int = 1) -> Weighting:
+    r"""Dynamic weight average: a softmax of the ratios of successive losses.
+
+    .. math::
+
+      w_i(t) = K \frac{e^{r_i(t-1) / T}}{\sum_j e^{r_j(t-1) / T}}, \qquad
+      r_i(t-1) = \frac{L_i(t-1)}{L_i(t-2)}
+
+    t counts epochs, and :math:`L_i(t)` is the mean of the losses over epoch t. The
+    weights are 1 in the first two epochs and constant within each.
+
+    Args:
+      temperature: T, positive. The larger, the more equal the weights.
+      steps_per_epoch: Number of steps that make an epoch. With 1 each step is one, and
+        the noise of the batches goes into the ratios.
+
+    Returns:
+      A :class:`multiterm_optax.Weighting` that reads the losses only; the weights [K]
+      sum to K. State: 3 K numbers. A ratio to a loss of zero counts as 1, no change. A
+      loss that is not finite makes the weights NaN for the two epochs after its own.
+
+    Raises:
+      TypeError: ``steps_per_epoch`` is not a static int.
+      ValueError: A hyperparameter is out of range, or losses are missing.
+
+    Source:
+      Liu, Johns and Davison, "End-to-End Multi-Task Learning with Attention", CVPR
+      2019, Eq. 7; ``temperature`` and the first two epochs as there.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from multiterm_optax import dwa
+      >>> weighting = dwa()
+      >>> state = weighting.init(2)
+      >>> for losses in ([4.0, 2.0], [2.0, 2.0], [1.0, 2.0]):
+      ...     weights, state = weighting.update(None, state, losses=jnp.array(losses))
+      >>> [round(float(w), 3) for w in weights]  # the ratios are 0.5 and 1
+      [0.876, 1.124]
+    """
+    name = "dwa"
+    _checks.in_range(temperature, "temperature", name, low=0.0, open_low=True)
+    length = _by_losses.static_int(steps_per_epoch, "steps_per_epoch", name, low=1)
+
+    def init(num_terms: int) -> DWAState:
+        dtype = jnp.result_type(float)
+        return DWAState(
+            running=jnp.zeros((num_terms,), dtype),
+            averages=jnp.zeros((2, num_terms), dtype),
+            seen=jnp.zeros([], jnp.int32),
+        )
+
+    def update(
+        gramian: Gramian | None,
+        state: DWAState,
+        *,
+        losses: Losses | None = None,
+        **extra_args: Any,
+    ) -> tuple[Weights, DWAState]:
+        del gramian, extra_args
+        num_terms, dtype = state.running.size, state.running.dtype
+        current = _weighting.losses_vector(losses, name, num_terms, needed=True)
+        current = jax.lax.stop_gradient(current).astype(dtype)
+
+        last, before_last = state.averages
+        ratios = _by_losses.ratio(last, before_last)
+        powers = jnp.exp((ratios - jnp.max(ratios)) / temperature)
+        weights = num_terms * powers / jnp.sum(powers)
+        weights = jnp.where(state.seen // length < 2, 1, weights).astype(dtype)
+
+        running = state.running + current / length
+        seen = jnp.asarray(optax.safe_increment(state.seen))
+        over = seen % length == 0
+        return weights, DWAState(
+            running=jnp.where(over, 0, running),
+            averages=jnp.where(over, jnp.stack([running, last]), state.averages),
+            seen=seen,
+        )
+
+    return Weighting(init, update, reads_gramian=False, reads_losses=True)

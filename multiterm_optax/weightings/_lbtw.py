@@ -1,0 +1,107 @@
+"""Loss-balanced task weighting: weights by how little each loss has fallen."""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from multiterm_optax import _checks, _weighting
+from multiterm_optax._typing import Gramian, Losses, Scalar, Weights
+from multiterm_optax._weighting import Weighting
+from multiterm_optax.weightings import _by_losses
+
+
+class LBTWState(NamedTuple):
+    """State of :func:`lbtw`.
+
+    Attributes:
+      first: The losses [K] that the others are compared with; zeros before the first.
+      seen: Number of losses seen so far, int32.
+    """
+
+    first: jax.Array
+    seen: jax.Array
+
+
+def lbtw(
+    alpha: Scalar = 0.5,
+    *,
+    steps_per_epoch: int | None = None,
+    sum_to: Scalar | Literal["terms"] | None = None,
+) -> Weighting:
+    r"""Loss-balanced task weighting: a power of each loss relative to its first value.
+
+    .. math:: w_i(t) = \left( \frac{L_i(t)}{L_i(0)} \right)^{\alpha}
+
+    A term that has learned more weighs less. The weights are not normalised: all
+    fall as training goes on, and the step with them.
+
+    Args:
+      alpha: :math:`\alpha`, not negative. 0: weights of 1.
+      steps_per_epoch: ``None``: :math:`L_i(0)` is the first loss of the run. An int: it
+        is taken anew from the first batch of each epoch of so many steps, as the
+        authors do; the weights there are 1.
+      sum_to: ``None``: the weights as they are. A positive number: scaled to this sum.
+        ``"terms"``: to K, as in the authors' code.
+
+    Returns:
+      A :class:`multiterm_optax.Weighting` that reads the losses only. State: K numbers.
+      Losses must not be negative; a ratio to a loss of zero counts as 1, no change. If
+      the losses that the others are compared with are not finite, nor are the weights.
+
+    Raises:
+      TypeError: ``steps_per_epoch`` is not a static int.
+      ValueError: A hyperparameter is out of range, or losses are missing.
+
+    Source:
+      Liu, Liang and Gitter, "Loss-Balanced Task Weighting to Reduce Negative Transfer
+      in Multi-Task Learning", AAAI 2019; ``alpha`` as in the authors' settings.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from multiterm_optax import lbtw
+      >>> weighting = lbtw()
+      >>> state = weighting.init(2)
+      >>> for losses in ([4.0, 2.0], [1.0, 2.0]):
+      ...     weights, state = weighting.update(None, state, losses=jnp.array(losses))
+      >>> weights.tolist()
+      [0.5, 1.0]
+    """
+    name = "lbtw"
+    _checks.non_negative(alpha, "alpha", name)
+    if steps_per_epoch is not None:
+        steps_per_epoch = _by_losses.static_int(
+            steps_per_epoch, "steps_per_epoch", name, low=1
+        )
+    if sum_to is not None:
+        _by_losses.check_total(sum_to, name)
+
+    def init(num_terms: int) -> LBTWState:
+        return LBTWState(
+            first=jnp.zeros((num_terms,), jnp.result_type(float)),
+            seen=jnp.zeros([], jnp.int32),
+        )
+
+    def update(
+        gramian: Gramian | None,
+        state: LBTWState,
+        *,
+        losses: Losses | None = None,
+        **extra_args: Any,
+    ) -> tuple[Weights, LBTWState]:
+        del gramian, extra_args
+        num_terms, dtype = state.first.size, state.first.dtype
+        current = _weighting.losses_vector(losses, name, num_terms, needed=True)
+        current = jax.lax.stop_gradient(current).astype(dtype)
+        step = state.seen if steps_per_epoch is None else state.seen % steps_per_epoch
+        first = jnp.where(step == 0, current, state.first)
+        weights = jnp.maximum(_by_losses.ratio(current, first), 0) ** alpha
+        if sum_to is not None:
+            weights = _by_losses.summing_to(
+                weights, _by_losses.total(sum_to, num_terms)
+            )
+        seen = optax.safe_increment(state.seen)
+        return weights.astype(dtype), LBTWState(first, seen)
+
+    return Weighting(init, update, reads_gramian=False, reads_losses=True)

@@ -1,0 +1,130 @@
+"""Uncertainty weighting: each term's variance, learned from its loss."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from multiterm_optax import _checks, _weighting
+from multiterm_optax._typing import Gramian, Losses, Weights
+from multiterm_optax._weighting import Weighting
+
+Likelihood = Literal["regression", "classification"]
+
+# The factor of the loss at variance 1.
+_FACTORS = {"regression": 0.5, "classification": 1.0}
+
+
+class UncertaintyState(NamedTuple):
+    r"""State of :func:`uncertainty`.
+
+    Attributes:
+      log_variance: :math:`s = \log \sigma^2` [K] that the next step will use.
+      optimizer: State of the transformation that learns it.
+    """
+
+    log_variance: jax.Array
+    optimizer: optax.OptState
+
+
+def uncertainty(
+    optimizer: optax.GradientTransformation | None = None,
+    *,
+    likelihood: Likelihood | Sequence[Likelihood] = "regression",
+) -> Weighting:
+    r"""Weighs each term by its homoscedastic uncertainty :math:`\sigma_i`, learned.
+
+    Minimises, over :math:`s_i = \log \sigma_i^2` as well as over the parameters,
+
+    .. math::
+
+      \sum_i a_i e^{-s_i} L_i + \tfrac12 s_i, \qquad w_i = a_i e^{-s_i},
+
+    the negative log likelihood of a Gaussian,
+    :math:`L_i / 2 \sigma_i^2 + \log \sigma_i` (``"regression"``, :math:`a_i = 1/2`,
+    :math:`L_i` a squared error), or of a scaled softmax,
+    :math:`L_i / \sigma_i^2 + \log \sigma_i` (``"classification"``, :math:`a_i = 1`,
+    :math:`L_i` a cross entropy). The optimum is :math:`\sigma_i^2 = 2 a_i L_i`, where
+    :math:`w_i L_i = 1/2`.
+
+    A step uses the :math:`s_i` it finds, 0 at first, and learns them for the next one.
+
+    Args:
+      optimizer: The Optax transformation that learns :math:`s`, with its learning rate.
+        ``None``: ``optax.adam(1e-3)``.
+      likelihood: ``"regression"`` or ``"classification"`` for all terms, or a sequence
+        of K of them.
+
+    Returns:
+      A :class:`multiterm_optax.Weighting` that reads the losses only. The weights are
+      not normalised: they grow as the losses fall. State: K numbers and the
+      optimizer's. A loss of zero or less has no optimum and does not move its
+      :math:`s`. A loss that is not finite makes it NaN for good: keep such steps out.
+
+    Raises:
+      TypeError: ``optimizer`` is not a transformation.
+      ValueError: ``likelihood`` is not one of the choices, there are not K of them, or
+        losses are missing.
+
+    Source:
+      Kendall, Gal and Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses
+      for Scene Geometry and Semantics", CVPR 2018, Eq. 7 and 10; log variances as in
+      3.2, their start and optimizer as in the authors' example.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from multiterm_optax import uncertainty
+      >>> weighting = uncertainty(optax.adam(0.1))
+      >>> state = weighting.init(2)
+      >>> for _ in range(300):
+      ...     weights, state = weighting.update(
+      ...         None, state, losses=jnp.array([0.5, 4.0])
+      ...     )
+      >>> [round(float(w), 3) for w in weights]  # 1 / (2 L)
+      [1.0, 0.125]
+    """
+    name = "uncertainty"
+    learner = optax.adam(1e-3) if optimizer is None else optimizer
+    _checks.transformation(learner, "optimizer", name)
+    alike = isinstance(likelihood, str) or not isinstance(likelihood, Sequence)
+    kinds = [likelihood] if alike else list(likelihood)
+    for kind in kinds:
+        _checks.one_of(kind, "likelihood", name, tuple(_FACTORS))
+
+    def factors(num_terms: int, dtype: Any) -> jax.Array:
+        if not alike and len(kinds) != num_terms:
+            raise ValueError(
+                f"{name}: likelihood must be one of the choices or a sequence of "
+                f"num_terms={num_terms} of them, found {len(kinds)}."
+            )
+        values = jnp.asarray([_FACTORS[kind] for kind in kinds], dtype)
+        return jnp.broadcast_to(values, (num_terms,))
+
+    def init(num_terms: int) -> UncertaintyState:
+        dtype = jnp.result_type(float)
+        factors(num_terms, dtype)
+        return UncertaintyState(
+            log_variance=jnp.zeros((num_terms,), dtype),
+            optimizer=learner.init(jnp.zeros((num_terms,), dtype)),
+        )
+
+    def update(
+        gramian: Gramian | None,
+        state: UncertaintyState,
+        *,
+        losses: Losses | None = None,
+        **extra_args: Any,
+    ) -> tuple[Weights, UncertaintyState]:
+        del gramian, extra_args
+        now = state.log_variance
+        current = _weighting.losses_vector(losses, name, now.size, needed=True)
+        current = jax.lax.stop_gradient(current).astype(now.dtype)
+        weights = factors(now.size, now.dtype) * jnp.exp(-now)
+        gradient = jnp.where(current <= 0, 0, 0.5 - weights * current)
+        step, optimizer_state = learner.update(gradient, state.optimizer, now)
+        later = optax.apply_updates(now, step)
+        return weights, UncertaintyState(later, optimizer_state)
+
+    return Weighting(init, update, reads_gramian=False, reads_losses=True)

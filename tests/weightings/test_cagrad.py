@@ -1,0 +1,223 @@
+"""CAGrad against its optimality conditions, and in float32 against float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from multiterm_optax import cagrad, per_term, reweight, sum_terms
+from tests._asserts import assert_close, assert_finite, assert_message
+from tests._problems import Pulls
+from tests.references import adatask, flat
+from tests.references import cagrad as reference
+from tests.weightings import _groups, _jacobians
+
+STEPS = 30
+
+
+@functools.partial(jax.jit, static_argnames="rescale")
+def solve(gramian, c=0.5, rescale=False):
+    weighting = cagrad(c, rescale)
+    weights, state = weighting.update(gramian, weighting.init(len(gramian)))
+    return weights, state.converged
+
+
+def gramian(rows):
+    exact = np.asarray(rows, np.float64)
+    return jnp.asarray((exact @ exact.T).astype(np.asarray(rows).dtype))
+
+
+def direction(rows, c=0.5):
+    weights, converged = solve(gramian(rows), c)
+    assert converged
+    assert np.all(np.asarray(weights) >= 0)
+    return np.asarray(weights, np.float64) @ np.asarray(rows, np.float64)
+
+
+def mean_of_the_rows(J, d):
+    """Rows that add up to d: how a direction stands in for K gradients."""
+    return np.tile(d / len(J), (len(J), 1))
+
+
+@pytest.mark.parametrize("terms", [2, 3, 10])
+def test_agrees_with_equation_3(x64, record_deviation, terms):
+    problem = Pulls(terms, STEPS, seed=terms)
+    tx = optax.chain(reweight(cagrad(), terms), sum_terms(), optax.sgd(1e-3))
+    stepped = flat.mixed(
+        problem.numpy_gradients,
+        lambda t, J: mean_of_the_rows(J, reference.direction(J, 0.5)),
+    )
+    expected = flat.descend(problem.start, stepped, STEPS, eta=1e-3)
+    deviation = problem.deviation(problem.run(tx), expected)
+    record_deviation("cagrad", deviation)
+    assert deviation < 1e-9
+
+
+def unique_weights(J, c):
+    """The weights, from the direction: J of full rank has no others."""
+    return np.linalg.lstsq(J.T, reference.direction(J, c), rcond=None)[0]
+
+
+@pytest.mark.parametrize("terms", [2, 3, 10])
+def test_in_front_of_adatask(x64, record_deviation, terms):
+    problem = Pulls(terms, STEPS, seed=terms)
+    tx = optax.chain(
+        reweight(cagrad(), terms),
+        per_term(optax.scale_by_rms(decay=0.9, eps=1e-6, eps_in_sqrt=False), terms),
+        sum_terms(),
+        optax.scale_by_learning_rate(0.02),
+    )
+    weighed = flat.mixed(
+        problem.numpy_gradients, lambda t, J: _weigh(J, unique_weights(J, 0.5))
+    )
+    expected = adatask.rmsprop(
+        problem.start,
+        weighed,
+        STEPS,
+        terms,
+        eta=0.02,
+        gamma=0.9,
+        epsilon=1e-6,
+        inside=False,
+    )
+    deviation = problem.deviation(problem.run(tx), expected)
+    record_deviation("cagrad + adatask rmsprop", deviation)
+    assert deviation < 1e-8
+
+
+def _weigh(J, weights):
+    return J * weights[:, None]
+
+
+@pytest.mark.parametrize("groups", _groups.GROUPINGS)
+def test_each_group_has_its_own_direction(x64, groups):
+    found = _groups.summed(_groups.run(cagrad(), groups))
+    expected = _groups.summed(
+        _groups.expected(
+            lambda t, J: mean_of_the_rows(J, reference.direction(J, 0.5)), groups
+        )
+    )
+    assert_close(found, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", _jacobians.WELL_POSED, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("terms", [2, 3, 10, 64])
+def test_float32_directions(kind, terms, record_deviation):
+    rng = np.random.default_rng(terms)
+    errors = []
+    for _ in range(5):
+        rows = kind(rng, terms, 300).astype(np.float32)
+        with jax.enable_x64(True):
+            exact = direction(rows.astype(np.float64))
+        gap = np.linalg.norm(direction(rows) - exact)
+        errors.append(gap / np.linalg.norm(rows, axis=1).max())
+    record_deviation("cagrad, float32, well posed", max(errors))
+    assert max(errors) <= 5e-6
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [*_jacobians.WELL_POSED, _jacobians.duplicated],
+    ids=lambda kind: kind.__name__,
+)
+@pytest.mark.parametrize("terms", [2, 3, 10, 64])
+@pytest.mark.parametrize("c", [0.1, 0.5, 0.9])
+def test_no_direction_in_the_ball_is_better(x64, kind, terms, c, record_deviation):
+    # The dual's value bounds what any direction can do for the worst term.
+    rows = kind(np.random.default_rng(terms), terms, 300)
+    d = direction(rows, c)
+    g_0 = rows.mean(axis=0)
+    radius = c * np.linalg.norm(g_0)
+    if kind is _jacobians.opposed:
+        return  # 0 is in the hull: see below
+    assert np.linalg.norm(d - g_0) == pytest.approx(radius, rel=1e-9)
+    weights, _ = solve(gramian(rows), c)
+    z = np.asarray(weights) - 1 / terms
+    g_w = z @ rows / z.sum()
+    bound = g_w @ g_0 + radius * np.linalg.norm(g_w)
+    # Relative to what the shortest gradient can gain or lose at most.
+    unit = np.linalg.norm(rows, axis=1).min() * np.linalg.norm(d)
+    gap = (bound - np.min(rows @ d)) / unit
+    record_deviation("cagrad, duality gap", gap)
+    assert gap < 1e-9
+
+
+def test_stationary_points_take_the_nearest_harmless_direction(x64):
+    rows = np.array([[1.0, 0, 0], [-1, 0, 0], [0.2, 3, 0]])
+    expected = reference.projection(
+        rows / np.linalg.norm(rows, axis=1)[:, None], rows.mean(axis=0)
+    )
+    np.testing.assert_allclose(direction(rows, 0.5), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e-10, 1.0, 1e5, 1e10, 1e15])
+def test_scale_changes_nothing(scale):
+    rows = np.random.default_rng(0).normal(size=(5, 70)).astype(np.float32)
+    power = np.float32(2.0 ** np.round(np.log2(scale)))
+    assert_close(solve(gramian(power * rows))[0], solve(gramian(rows))[0], rtol=1e-6)
+
+
+def test_without_a_radius_it_is_the_mean():
+    rows = np.random.default_rng(0).normal(size=(4, 9)).astype(np.float32)
+    weights, converged = solve(gramian(rows), 0.0)
+    assert converged
+    assert_close(weights, jnp.full(4, 0.25), rtol=1e-6)
+
+
+def test_rescales_of_the_authors_code(x64):
+    products = gramian(np.random.default_rng(0).normal(size=(3, 9)))
+    plain, _ = solve(products, 0.4)
+    for rescale, divisor in [(True, 1.16), ("linear", 1.4)]:
+        weights, _ = solve(products, 0.4, rescale=rescale)
+        assert_close(weights, plain / divisor, rtol=1e-12)
+
+
+def test_equal_terms_lengthen_the_mean(x64):
+    rows = np.tile(np.arange(1.0, 4.0), (4, 1))
+    np.testing.assert_allclose(direction(rows, 0.5), 1.5 * rows[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        np.zeros((3, 2)),
+        np.array([[0.0, 0], [1, 1], [-1, 0]]),
+        np.array([[1.0, 1], [-1, -1]]),
+        np.array([[1.0, 1], [-2, -2], [1, 1]]),
+        np.array([[1.0, 1], [-3, -3], [1, 1]]),
+        np.ones((4, 1)),
+        np.ones((1, 3)),
+    ],
+)
+def test_degenerate_gradients_stay_finite(rows):
+    weights, converged = solve(gramian(rows.astype(np.float32)))
+    assert_finite(weights)
+    assert converged
+    assert np.all(np.asarray(weights) >= 0)
+
+
+def test_a_silent_term_is_left_out_of_the_minimum(x64):
+    rows = np.array([[1.0, 0], [0, 2], [0, 0]])
+    d, g_0 = direction(rows), rows.mean(axis=0)
+    assert np.linalg.norm(d - g_0) == pytest.approx(0.5 * np.linalg.norm(g_0))
+    np.testing.assert_allclose(d, reference.direction(rows, 0.5), rtol=1e-9)
+
+
+def test_radius_may_be_traced(x64):
+    products = gramian(np.random.default_rng(0).normal(size=(3, 9)))
+    traced, _ = solve(products, jnp.asarray(0.3))
+    weighting = cagrad(0.3)
+    fixed, _ = weighting.update(products, weighting.init(3))
+    assert_close(traced, fixed, rtol=1e-12)
+
+
+def test_bad_hyperparameters_are_named(own_errors):
+    with pytest.raises(ValueError, match="c must be") as caught:
+        cagrad(-0.1)
+    assert_message(caught.value, "cagrad", "[0, inf)", "-0.1")
+    with pytest.raises(ValueError, match="rescale must be") as caught:
+        cagrad(rescale="sqrt")
+    assert_message(caught.value, "'linear'", "'sqrt'")

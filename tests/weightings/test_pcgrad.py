@@ -1,0 +1,163 @@
+"""PCGrad against Alg. 1 on the gradients themselves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from multiterm_optax import pcgrad, per_term, reweight, sum_terms
+from tests._asserts import assert_close, assert_finite, assert_message
+from tests._problems import Pulls
+from tests.references import adatask, flat
+from tests.references.pcgrad import surgery
+from tests.weightings import _groups
+
+STEPS = 30
+KEY = 7
+
+
+def documented_orders(terms, steps=STEPS):
+    """The random orders, by the recipe of the docstring."""
+    key, orders = jax.random.key(KEY), []
+    table = jnp.tile(jnp.arange(terms), (terms, 1))
+    for _ in range(steps):
+        key, draw = jax.random.split(key)
+        drawn = jax.random.permutation(draw, table, axis=1, independent=True)
+        orders.append(np.asarray(drawn))
+    return orders
+
+
+def mixing(rows, key=KEY):
+    weighting = pcgrad(jax.random.key(key))
+    rows = jnp.asarray(rows)
+    return weighting.update(rows @ rows.T, weighting.init(len(rows)))[0]
+
+
+@pytest.mark.parametrize("terms", [2, 3, 10])
+def test_agrees_with_algorithm_1(x64, record_deviation, terms):
+    problem, orders = Pulls(terms, STEPS, seed=terms), documented_orders(terms)
+    tx = optax.chain(
+        reweight(pcgrad(jax.random.key(KEY)), terms), sum_terms(), optax.sgd(1e-3)
+    )
+    operated = flat.mixed(
+        problem.numpy_gradients, lambda t, J: surgery(J, orders[t - 1])
+    )
+    expected = flat.descend(problem.start, operated, STEPS, eta=1e-3)
+    deviation = problem.deviation(problem.run(tx), expected)
+    record_deviation("pcgrad", deviation)
+    assert deviation < 1e-9
+
+
+@pytest.mark.parametrize("terms", [2, 3, 10])
+def test_in_front_of_adatask(x64, record_deviation, terms):
+    problem, orders = Pulls(terms, STEPS, seed=terms), documented_orders(terms)
+    tx = optax.chain(
+        reweight(pcgrad(jax.random.key(KEY)), terms),
+        per_term(optax.scale_by_rms(decay=0.9, eps=1e-6, eps_in_sqrt=False), terms),
+        sum_terms(),
+        optax.scale_by_learning_rate(0.02),
+    )
+    operated = flat.mixed(
+        problem.numpy_gradients, lambda t, J: surgery(J, orders[t - 1])
+    )
+    expected = adatask.rmsprop(
+        problem.start,
+        operated,
+        STEPS,
+        terms,
+        eta=0.02,
+        gamma=0.9,
+        epsilon=1e-6,
+        inside=False,
+    )
+    deviation = problem.deviation(problem.run(tx), expected)
+    record_deviation("pcgrad + adatask rmsprop", deviation)
+    assert deviation < 1e-9
+
+
+@pytest.mark.parametrize("groups", _groups.GROUPINGS)
+def test_groups_are_operated_on_alone(x64, groups):
+    orders = documented_orders(_groups.TERMS, _groups.STEPS)
+    found = _groups.run(pcgrad(jax.random.key(KEY)), groups)
+    expected = _groups.expected(lambda t, J: surgery(J, orders[t]), groups)
+    assert_close(found, expected, rtol=1e-11)
+
+
+def test_two_terms_give_up_the_others_direction(x64):
+    rows = jnp.array([[3.0, 0.0], [-1.0, 1.0]])
+    new = mixing(rows) @ rows
+    assert_close(new, jnp.array([[1.5, 1.5], [0.0, 1.0]]), rtol=1e-12)
+    agreeing = jnp.array([[1.0, 0.0], [1.0, 1.0]])
+    assert mixing(agreeing).tolist() == [[1.0, 0.0], [0.0, 1.0]]
+
+
+@pytest.mark.parametrize("terms", [1, 2, 5, 64])
+@pytest.mark.parametrize("scale", [1e-15, 1e-10, 1.0, 1e5, 1e10, 1e15])
+def test_scale_changes_nothing(terms, scale):
+    rows = np.random.default_rng(0).normal(size=(terms, 70)).astype(np.float32)
+    rows = rows / np.sqrt(70, dtype=np.float32)
+    power = np.float32(2.0 ** np.round(np.log2(scale)))
+    assert_close(mixing(power * rows), mixing(rows), rtol=0)
+
+
+def test_first_visited_conflict_is_gone(x64):
+    # Row i is orthogonal to the last conflicting gradient it was projected off.
+    rows = np.random.default_rng(1).normal(size=(6, 20))
+    orders = documented_orders(6, 1)[0]
+    new = np.asarray(mixing(rows)) @ rows
+    last = [[j for j in orders[i] if j != i][-1] for i in range(6)]
+    for i, j in enumerate(last):
+        assert new[i] @ rows[j] >= -1e-12
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        np.zeros((3, 2)),
+        np.array([[0.0, 0], [1, 1], [-1, 0]]),
+        np.array([[1.0, 1], [-1, -1], [1, 1]]),
+        np.ones((4, 1)),
+        1e-30 * np.array([[1.0, 2], [-1, 0]]),
+    ],
+)
+def test_degenerate_gradients_stay_finite(rows):
+    found = mixing(rows.astype(np.float32))
+    assert_finite(found)
+    assert np.all(np.diag(found) == 1)
+
+
+def test_opposed_gradients_vanish():
+    rows = np.array([[1.0, 2], [-2, -4]], np.float32)
+    assert_close(mixing(rows) @ rows, jnp.zeros((2, 2)), rtol=0, atol=1e-6)
+
+
+def test_orders_differ_from_step_to_step_and_from_term_to_term():
+    orders = np.array(documented_orders(8, 3))
+    assert not np.array_equal(orders[0], orders[1])
+    assert not np.array_equal(orders[0][0], orders[0][1])
+
+
+def test_typed_and_raw_keys_draw_the_same():
+    rows = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    products = rows @ rows.T
+    for typed, raw in [(jax.random.key(3), jax.random.PRNGKey(3))]:
+        one, other = pcgrad(typed), pcgrad(raw)
+        a, state = one.update(products, one.init(5))
+        b, _ = other.update(products, other.init(5))
+        assert np.array_equal(a, b)
+        again, _ = one.update(products, state)
+        assert not np.array_equal(a, again)
+
+
+def test_other_implementations_of_keys():
+    weighting = pcgrad(jax.random.key(0, impl="rbg"))
+    _, state = jax.jit(weighting.update)(jnp.eye(3), weighting.init(3))
+    assert state.key.shape == (4,)
+
+
+@pytest.mark.parametrize("key", [0, None, jnp.zeros(2), jnp.zeros((2, 2), jnp.uint32)])
+def test_bad_key_is_named(own_errors, key):
+    with pytest.raises(TypeError, match="key must be") as caught:
+        pcgrad(key)
+    assert_message(caught.value, "pcgrad", "jax.random.key(0)", "found")
