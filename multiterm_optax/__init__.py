@@ -7,16 +7,24 @@ follow that flow.
 
 # isort: off
 
-# losses_fn -> losses, per-term gradients
+# losses_fn -> losses, per-term gradients; or weights first, then one gradient
 from multiterm_optax.gradients import term_grads as term_grads
 from multiterm_optax.gradients import value_and_term_grads as value_and_term_grads
+from multiterm_optax.gradients import value_and_weighted_grad as value_and_weighted_grad
 
 # (gramian, losses) -> weights
-from multiterm_optax._weighting import Weighting as Weighting
+from multiterm_optax.weightings import Weighting as Weighting
+from multiterm_optax.weightings import cagrad as cagrad
 from multiterm_optax.weightings import constant as constant
+from multiterm_optax.weightings import dwa as dwa
 from multiterm_optax.weightings import equal as equal
+from multiterm_optax.weightings import gradnorm as gradnorm
 from multiterm_optax.weightings import inexact_mgda as inexact_mgda
+from multiterm_optax.weightings import lbtw as lbtw
 from multiterm_optax.weightings import mgda as mgda
+from multiterm_optax.weightings import pcgrad as pcgrad
+from multiterm_optax.weightings import softadapt as softadapt
+from multiterm_optax.weightings import uncertainty as uncertainty
 
 # K -> K
 from multiterm_optax.transforms import balance_by_norm as balance_by_norm
@@ -24,6 +32,7 @@ from multiterm_optax.transforms import per_term as per_term
 from multiterm_optax.transforms import reweight as reweight
 
 # K -> 1
+from multiterm_optax.aggregators import grad_drop as grad_drop
 from multiterm_optax.aggregators import scale_by_max_adam as scale_by_max_adam
 from multiterm_optax.aggregators import sum_terms as sum_terms
 
@@ -34,8 +43,11 @@ from multiterm_optax import metrics as metrics
 from multiterm_optax.wrappers import weighted as weighted
 
 # whole optimizers
+from multiterm_optax.optimizers import adaptive_mgda as adaptive_mgda
 from multiterm_optax.optimizers import adatask as adatask
 from multiterm_optax.optimizers import adatask_adagrad as adatask_adagrad
 from multiterm_optax.optimizers import adatask_adam as adatask_adam
 from multiterm_optax.optimizers import adatask_rmsprop as adatask_rmsprop
+from multiterm_optax.optimizers import ladatask_rmsprop as ladatask_rmsprop
+from multiterm_optax.optimizers import metabalance as metabalance
 from multiterm_optax.optimizers import mtadam as mtadam

@@ -116,6 +116,21 @@ def transformation(value: Any, argument: str, name: str) -> None:
         )
 
 
+def prng_key(value: Any, argument: str, name: str) -> tuple[jax.Array, Any]:
+    """Returns a key's uint32 data, which a state can hold, and its implementation."""
+    dtype, shape = getattr(value, "dtype", None), np.shape(value)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and not shape:
+        return jax.random.key_data(value), jax.random.key_impl(value)
+    raw = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    if dtype != raw.dtype or shape != raw.shape:
+        found = repr(value) if dtype is None else f"dtype {dtype} and shape {shape}"
+        raise TypeError(
+            f"{name}: {argument} must be one key, as jax.random.key(0) or "
+            f"jax.random.PRNGKey(0) make it, found {found}."
+        )
+    return jnp.asarray(value), None
+
+
 def term_axis(updates: Any, params: Any, name: str, count: int | None = None) -> None:
     """Refuses updates whose leaves are not [K, *p].
 

@@ -56,6 +56,14 @@ def partition(groups: Groups, tree: Any, name: str) -> Partition:
     )
 
 
+def partition_updates(groups: Groups, updates: Any, name: str) -> Partition:
+    """Sorts leaves [K, *p]; a function of the parameters sees shapes [*p]."""
+    params = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), updates
+    )
+    return partition(groups, params, name)
+
+
 def _labels(groups: Any, tree: Any, name: str) -> tuple[list[Any], list[Any]]:
     labels = groups(tree) if callable(groups) else groups
     if not jax.tree.leaves(tree):  # optax.tree.map_params inspects init without leaves

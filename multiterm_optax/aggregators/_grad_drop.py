@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from multiterm_optax import _checks, _terms
@@ -84,10 +85,10 @@ def grad_drop(
     _checks.in_range(leak, "leak", name, low=0.0, high=1.0)
 
     def leaks(num_terms: int) -> jax.Array:
-        if jnp.shape(leak) not in ((), (num_terms,)):
+        if np.shape(leak) not in ((), (num_terms,)):
             raise ValueError(
-                f"{name}: leak must be a number or have shape ({num_terms},), one value "
-                f"for each term, found shape {jnp.shape(leak)}."
+                f"{name}: leak must be a number or have shape ({num_terms},), one "
+                f"value for each term, found shape {np.shape(leak)}."
             )
         shares = jnp.asarray(leak, jnp.result_type(float))
         return jnp.broadcast_to(shares, (num_terms,))

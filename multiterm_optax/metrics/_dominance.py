@@ -172,7 +172,7 @@ def dominance_shares(dominance: optax.Updates, groups: Groups = "global") -> Any
     _groups.check_groups(groups, name)
     leaves = jax.tree.leaves(dominance)
     _checks.term_axis(dominance, None, name, leaves[0].shape[0] if leaves else None)
-    parts = _groups.partition(groups, dominance, name)
+    parts = _groups.partition_updates(groups, dominance, name)
     edges = jnp.arange(5)
 
     def count(leaf: jax.Array) -> jax.Array:

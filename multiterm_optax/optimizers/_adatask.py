@@ -178,7 +178,7 @@ def adatask_rmsprop(
     _checks.decay(decay, "decay", name)
     _checks.non_negative(eps, "eps", name)
     rms = optax.scale_by_rms(decay, eps, eps_in_sqrt=eps_in_sqrt)
-    stages = [per_term(rms, num_terms), sum_terms()]
+    stages = [per_term(_in_float32(rms), num_terms), sum_terms()]
     return _finish(stages, learning_rate, weight_decay, mask)
 
 
@@ -230,7 +230,7 @@ def adatask_adagrad(
     """
     _checks.non_negative(eps, "eps", "adatask_adagrad")
     adagrad = _scale_by_adagrad(eps, eps_in_sqrt)
-    stages = [per_term(adagrad, num_terms), sum_terms()]
+    stages = [per_term(_in_float32(adagrad), num_terms), sum_terms()]
     return _finish(stages, learning_rate, weight_decay, mask)
 
 
@@ -243,11 +243,7 @@ class ScaleByAdagradState(NamedTuple):
 def _scale_by_adagrad(eps: Scalar, eps_in_sqrt: bool) -> optax.GradientTransformation:
     # optax.scale_by_rss has its eps inside the root only.
     def init_fn(params: optax.Params) -> ScaleByAdagradState:
-        return ScaleByAdagradState(
-            jax.tree.map(
-                lambda p: jnp.zeros_like(p, dtype=_terms.accumulator_dtype(p)), params
-            )
-        )
+        return ScaleByAdagradState(jax.tree.map(jnp.zeros_like, params))
 
     def update_fn(
         updates: optax.Updates,
@@ -259,15 +255,31 @@ def _scale_by_adagrad(eps: Scalar, eps_in_sqrt: bool) -> optax.GradientTransform
         def step(update: jax.Array, total: jax.Array) -> jax.Array:
             root = jnp.sqrt(total + eps) if eps_in_sqrt else jnp.sqrt(total) + eps
             # Nothing accumulated and eps = 0: no gradient, no step.
-            moved = jnp.where(root > 0, update / jnp.where(root > 0, root, 1), 0)
-            return moved.astype(update.dtype)
+            return jnp.where(root > 0, update / jnp.where(root > 0, root, 1), 0)
 
         totals = jax.tree.map(
-            lambda u, s: s + jnp.square(u.astype(s.dtype)),
-            updates,
-            state.sum_of_squares,
+            lambda u, s: s + jnp.square(u), updates, state.sum_of_squares
         )
         return jax.tree.map(step, updates, totals), ScaleByAdagradState(totals)
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    # Squares, and eps, underflow in float16; decays near 1 stall in bfloat16.
+    def wide(leaf: jax.Array) -> jax.Array:
+        return leaf.astype(_terms.accumulator_dtype(leaf))
+
+    def init_fn(params: optax.Params) -> optax.OptState:
+        return inner.init(jax.tree.map(lambda p: wide(jnp.asarray(p)), params))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        moved, state = inner.update(jax.tree.map(wide, updates), state, params)
+        return optax.tree.cast_like(moved, updates), state
 
     return optax.GradientTransformation(init_fn, update_fn)
 

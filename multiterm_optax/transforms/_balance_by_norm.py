@@ -66,7 +66,8 @@ def balance_by_norm(
 
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates of the same
-      shapes and dtypes. Norms are accumulated in at least float32.
+      shapes and dtypes. Norms are accumulated in at least float32, which holds those
+      between 1e-19 and 1e19; a norm that is not finite leaves its average as it was.
 
     Raises:
       ValueError: A hyperparameter is out of range, or an update has not the term axis
@@ -104,7 +105,8 @@ def balance_by_norm(
         moved = decay * mean + (1 - decay) * norms
         if norm_init is None:
             moved = jnp.where(mean == 0, norms, moved)
-        return moved.astype(mean.dtype)
+        # A gradient that is not finite must not spoil the average for good.
+        return jnp.where(jnp.isfinite(norms), moved, mean).astype(mean.dtype)
 
     def factors(norms: Norms) -> Weights:
         heard = norms > eps * jnp.max(norms)
@@ -139,7 +141,7 @@ def balance_by_norm(
     ) -> tuple[optax.Updates, BalanceByNormState]:
         del extra_args
         _checks.term_axis(updates, params, name, num_terms)
-        parts = _groups.partition(groups, updates, name)
+        parts = _groups.partition_updates(groups, updates, name)
         leaves, structure = jax.tree.flatten(updates)
         norms = []
         for members, mean in zip(parts.members, parts.unpack(state.norms), strict=True):

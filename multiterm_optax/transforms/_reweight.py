@@ -104,7 +104,7 @@ def reweight(
         losses = _weighting.losses_vector(
             losses, name, num_terms, needed=weighting.reads_losses
         )
-        parts = _groups.partition(groups, updates, name)
+        parts = _groups.partition_updates(groups, updates, name)
         leaves, structure = jax.tree.flatten(updates)
         weights, states = [], []
         for members, one_state in zip(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from multiterm_optax import _checks, _nnqp
 from multiterm_optax._typing import Gramian, Losses, Weights
 from multiterm_optax._weighting import Weighting
+from multiterm_optax.weightings import _units
 
 Normalization = Literal["l2", "loss", "loss+"]
 
@@ -136,8 +137,8 @@ def inexact_mgda(eps: Any, normalization: Normalization | None = None) -> Weight
       ValueError: ``eps`` is negative or has not K values.
 
     Source:
-      The thesis "Multiple gradient descent algorithm with inexact gradients", 2.2, Eq.
-      2.9 to 2.11, after Peitz and Dellnitz, 2018. The printed Eq. 2.12 divides by
+      Aygar, "Pareto-Efficient Training of Multi-Task Deep Networks", thesis, 2019, 2.2,
+      Eq. 2.9 to 2.11, after Peitz and Dellnitz, 2018. The printed Eq. 2.12 divides by
       the gradient's norm where its square is right; the form here needs no division.
 
     Example:
@@ -218,24 +219,18 @@ def _normalized(
 
 def _min_norm(gramian: Gramian) -> tuple[Weights, jax.Array]:
     num_terms = gramian.shape[0]
-    norms = jnp.sqrt(jnp.diagonal(gramian))
     if num_terms == 1:
-        return jnp.ones_like(norms), jnp.isfinite(norms[0])
-    silent = norms == 0
-    # In units of about each gradient's length nothing over- or underflows, and units
-    # that are powers of two lose no digit of the gramian.
-    exponents = jnp.frexp(jnp.where(silent, 1, norms))[1]
-    units = jnp.ldexp(jnp.ones_like(norms), exponents)
+        return jnp.ones_like(gramian[0]), jnp.isfinite(gramian[0, 0])
+    # In units of about each gradient's length nothing over- or underflows.
+    scaled, units, silent = _units.split(gramian)
     shortest = jnp.min(jnp.where(silent, jnp.inf, units))
     inverse = jnp.where(jnp.all(silent), 1, shortest) / units
-    scaled = gramian / units[:, None] / units[None, :]
-    scaled = jnp.where(jnp.diag(silent), 1, scaled)
     if num_terms == 2:
         weights, converged = _closed_form(scaled, inverse)
     else:
         weights, converged = _by_program(scaled, inverse)
     # A zero gradient is itself the shortest vector of the hull.
-    zero = silent / jnp.maximum(jnp.sum(silent), 1).astype(norms.dtype)
+    zero = silent / jnp.maximum(jnp.sum(silent), 1).astype(gramian.dtype)
     return (
         jnp.where(jnp.any(silent), zero, weights),
         (jnp.any(silent) | converged) & jnp.all(jnp.isfinite(gramian)),

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from multiterm_optax import mgda, metrics, per_term, reweight, sum_terms
+from multiterm_optax import metrics, mgda, per_term, reweight, sum_terms
 from tests._asserts import assert_finite, assert_identical
 
 PARAMS = {"w": jnp.zeros((3, 4)), "b": jnp.zeros(5)}
@@ -142,7 +142,7 @@ def test_shares_are_counted_by_group(groups):
 
 
 def test_dominance_needs_exactly_one_tracker():
-    with pytest.raises(ValueError, match="exactly one .* found 0"):
+    with pytest.raises(ValueError, match=r"exactly one .* found 0"):
         metrics.dominance(optax.adam(1.0).init(PARAMS))
     tx = optax.chain(metrics.track_dominance(2), metrics.track_dominance(2))
     with pytest.raises(ValueError, match="found 2"):

@@ -85,7 +85,7 @@ def test_in_front_of_adatask(x64, record_deviation, terms):
     )
     deviation = problem.deviation(problem.run(tx), expected)
     record_deviation("cagrad + adatask rmsprop", deviation)
-    assert deviation < 1e-8
+    assert deviation < 1e-9
 
 
 def _weigh(J, weights):
@@ -120,7 +120,9 @@ def test_float32_directions(kind, terms, record_deviation):
 
 @pytest.mark.parametrize(
     "kind",
-    [*_jacobians.WELL_POSED, _jacobians.duplicated],
+    # Opposed gradients have 0 in the hull: see the stationary points below.
+    [k for k in _jacobians.WELL_POSED if k is not _jacobians.opposed]
+    + [_jacobians.duplicated],
     ids=lambda kind: kind.__name__,
 )
 @pytest.mark.parametrize("terms", [2, 3, 10, 64])
@@ -131,8 +133,6 @@ def test_no_direction_in_the_ball_is_better(x64, kind, terms, c, record_deviatio
     d = direction(rows, c)
     g_0 = rows.mean(axis=0)
     radius = c * np.linalg.norm(g_0)
-    if kind is _jacobians.opposed:
-        return  # 0 is in the hull: see below
     assert np.linalg.norm(d - g_0) == pytest.approx(radius, rel=1e-9)
     weights, _ = solve(gramian(rows), c)
     z = np.asarray(weights) - 1 / terms

@@ -1,0 +1,165 @@
+"""Adaptive MGDA against the thesis' algorithm."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from multiterm_optax import adaptive_mgda, inexact_mgda, weighted
+from tests._asserts import assert_close, assert_identical, assert_message, assert_zero
+from tests._problems import SHAPES
+from tests.references import adaptive_mgda as reference
+
+STEPS, EPOCH = 32, 5
+
+
+class Noisy:
+    """K quadratic terms with targets near each other, and minibatch noise."""
+
+    def __init__(self, terms, seed):
+        rng = np.random.default_rng(seed)
+        self.start = [rng.normal(size=s) for s in SHAPES]
+        self.target = [0.3 * rng.normal(size=(terms, *s)) for s in SHAPES]
+        self.noise = [0.5 * rng.normal(size=(STEPS, terms, *s)) for s in SHAPES]
+        self.terms = terms
+
+    def numpy_gradients(self, t, theta):
+        return [
+            [
+                theta[p] - self.target[p][i] + self.noise[p][t - 1, i]
+                for p in range(len(SHAPES))
+            ]
+            for i in range(self.terms)
+        ]
+
+    def run(self, tx):
+        def step(carry, noise):
+            theta, state = carry
+            grads = tuple(
+                x[None] - target + n
+                for x, target, n in zip(theta, self.target, noise, strict=True)
+            )
+            updates, state = tx.update(grads, state, theta)
+            theta = optax.apply_updates(theta, updates)
+            weighting = state.weighted.reweight.weighting
+            return (theta, state), (theta, state.eps, weighting.ready)
+
+        theta = tuple(jnp.asarray(p) for p in self.start)
+        data = tuple(map(jnp.asarray, self.noise))
+        return jax.jit(lambda c: jax.lax.scan(step, c, data))((theta, tx.init(theta)))
+
+
+@pytest.mark.parametrize("rule", ["std", "variance"])
+@pytest.mark.parametrize("terms", [2, 3, 10])
+def test_agrees_with_the_algorithm(x64, record_deviation, rule, terms):
+    problem = Noisy(terms, seed=terms)
+    lam = {2: 0.7, 3: 0.55, 10: 0.35}[terms]
+    lam = lam if rule == "std" else lam**2
+    tx = adaptive_mgda(optax.sgd(0.1), terms, lam, steps_per_epoch=EPOCH, rule=rule)
+    (_, last), (history, eps, ready) = problem.run(tx)
+    expected, notes = reference.descend(
+        problem.start,
+        problem.numpy_gradients,
+        STEPS,
+        eta=0.1,
+        lam=lam,
+        epoch=EPOCH,
+        rule=rule,
+    )
+    taken = [note[1] for note in notes]
+    assert 0 < sum(taken) < STEPS  # the problem has steps of both kinds
+    assert np.asarray(ready).tolist() == taken
+    assert int(last.weighted.reweight.weighting.skipped) == STEPS - sum(taken)
+    deviation = 0.0
+    for t in range(STEPS):
+        for p, start in enumerate(problem.start):
+            gap = np.max(np.abs(np.asarray(history[p][t]) - expected[t][p]))
+            deviation = max(deviation, gap / np.max(np.abs(expected[t][p] - start)))
+    bounds = np.array([note[0] for note in notes])
+    deviation = max(deviation, np.max(np.abs(np.asarray(eps) - bounds)) / bounds.max())
+    record_deviation(f"adaptive_mgda, {rule}", deviation)
+    assert deviation < 1e-9
+
+
+def feed(tx, grads, jit=True):
+    update = jax.jit(tx.update) if jit else tx.update
+    state, updates = tx.init(jnp.zeros(grads.shape[-1], grads.dtype)), None
+    for grad in grads:
+        updates, state = update(grad, state)
+    return updates, state
+
+
+def test_first_epoch_is_plain_mgda():
+    grads = jax.random.normal(jax.random.key(0), (3, 2, 4))
+    adaptive, state = feed(
+        adaptive_mgda(optax.adam(0.1), 2, 100.0, steps_per_epoch=4), grads
+    )
+    plain, _ = feed(weighted(inexact_mgda(0.0), optax.adam(0.1), 2), grads)
+    assert_close(adaptive, plain, rtol=1e-6)
+    assert_zero(state.eps)
+
+
+@pytest.mark.parametrize("jit", [True, False])
+def test_skipped_step_leaves_the_inner_state_untouched(jit):
+    grads = jax.random.normal(jax.random.key(0), (5, 2, 4))
+    tx = adaptive_mgda(optax.adam(0.1), 2, 1e3, steps_per_epoch=2)
+    _, before = feed(tx, grads[:2], jit)
+    updates, after = feed(tx, grads, jit)
+    assert_zero(updates)
+    assert_identical(after.weighted.inner, before.weighted.inner)
+    assert int(after.weighted.reweight.weighting.skipped) == 3
+    # Their gradients count all the same.
+    assert np.all(np.asarray(after.eps) != np.asarray(before.eps))
+
+
+def test_variance_keeps_its_digits_beside_a_large_mean():
+    # mean |g|^2 - |mean g|^2 in float32 would have none left.
+    noise = jax.random.normal(jax.random.key(0), (50, 2, 30))
+    tx = adaptive_mgda(optax.sgd(0.0), 2, 1.0, steps_per_epoch=50)
+    _, state = feed(tx, noise + 1e4)
+    exact = np.asarray(noise + 1e4, np.float64)
+    spread = np.mean(np.sum((exact - exact.mean(axis=0)) ** 2, axis=2), axis=0)
+    np.testing.assert_allclose(state.eps, np.sqrt(spread), rtol=1e-3)
+
+
+def test_constant_gradients_have_no_spread():
+    tx = adaptive_mgda(optax.sgd(0.1), 2, steps_per_epoch=3)
+    _, state = feed(tx, jnp.tile(jnp.array([[1e3, 0.1], [0.1, 7]]), (6, 1, 1)))
+    np.testing.assert_allclose(state.eps, 0, atol=1e-3)
+
+
+def test_state_is_k_copies():
+    params = {"a": jnp.zeros((5, 3), jnp.bfloat16), "b": jnp.zeros(7)}
+    state = adaptive_mgda(optax.sgd(0.1), 4, steps_per_epoch=3).init(params)
+    assert sum(x.size for x in jax.tree.leaves(state.mean)) == 4 * 22
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.mean))
+    rest = jax.tree.leaves(state._replace(mean=None))
+    assert sum(x.size for x in rest) == 3 * 4 + 4  # weights, eps, spread; counters
+
+
+def test_hyperparameters_may_be_injected(x64):
+    grads = jax.random.normal(jax.random.key(0), (6, 2, 4))
+    plain, _ = feed(adaptive_mgda(optax.sgd(0.1), 2, 0.2, steps_per_epoch=2), grads)
+    injected = optax.inject_hyperparams(
+        adaptive_mgda, static_args=("num_terms", "inner")
+    )(optax.sgd(0.1), num_terms=2, scale=0.2, steps_per_epoch=2)
+    found, state = feed(injected, grads)
+    assert_close(found, plain, rtol=1e-12)
+    assert float(state.hyperparams["scale"]) == 0.2
+
+
+@pytest.mark.parametrize(
+    ("options", "argument"),
+    [
+        ({"scale": -1.0}, "scale"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch"),
+        ({"rule": "mean"}, "rule"),
+    ],
+)
+def test_bad_arguments_are_named(own_errors, options, argument):
+    with pytest.raises(ValueError, match=f"{argument} must be") as caught:
+        adaptive_mgda(optax.sgd(0.1), 2, **{"steps_per_epoch": 2, **options})
+    assert_message(caught.value, "adaptive_mgda", "found")
+    with pytest.raises(TypeError, match="inner must be"):
+        adaptive_mgda(0.1, 2, steps_per_epoch=2)

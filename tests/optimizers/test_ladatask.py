@@ -1,0 +1,122 @@
+"""Layer-wise AdaTask against Eq. 8 and 9."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from multiterm_optax import ladatask_rmsprop
+from tests._asserts import assert_close, assert_finite, assert_message, assert_zero
+from tests._problems import Pulls
+from tests.references import ladatask as reference
+
+STEPS = 30
+GROUPS = {
+    "leaf": ("leaf", [[0], [1], [2], [3], [4]]),
+    "global": ("global", [[0, 1, 2, 3, 4]]),
+    "labels": (("a", "b", "a", "c", "b"), [[0, 2], [1, 4], [3]]),
+}
+
+
+@pytest.mark.parametrize("total", ["sum_sq", "grad_sum"])
+@pytest.mark.parametrize("inside", [False, True], ids=["eps outside", "eps inside"])
+@pytest.mark.parametrize(
+    ("terms", "grouping"),
+    [(2, "leaf"), (3, "leaf"), (10, "leaf"), (3, "global"), (3, "labels")],
+)
+@pytest.mark.parametrize("h", [np.sum, np.mean], ids=["sum", "mean"])
+def test_agrees_with_equations_8_and_9(
+    x64, record_deviation, h, terms, grouping, inside, total
+):
+    groups, listed = GROUPS[grouping]
+    problem = Pulls(terms, STEPS, seed=terms)
+    tx = ladatask_rmsprop(
+        0.02,
+        terms,
+        decay=0.9,
+        eps=1e-6,
+        total=total,
+        groups=groups,
+        eps_in_sqrt=inside,
+    )
+    expected = reference.rmsprop(
+        problem.start,
+        problem.numpy_gradients,
+        STEPS,
+        listed,
+        eta=0.02,
+        gamma=0.9,
+        epsilon=1e-6,
+        h=h,
+        total=total,
+        inside=inside,
+    )
+    deviation = problem.deviation(problem.run(tx), expected)
+    record_deviation(f"ladatask_rmsprop, {total}", deviation)
+    assert deviation < 1e-9
+
+
+def test_state_is_one_buffer_and_k_numbers_a_group():
+    params = {"a": jnp.zeros((5, 3)), "b": jnp.zeros(7, jnp.bfloat16)}
+    for groups, count in [("leaf", 2), ("global", 1), ({"a": 0, "b": 0}, 1)]:
+        state = ladatask_rmsprop(0.1, 4, groups=groups).init(params)
+        sizes = jax.tree.leaves(jax.tree.map(lambda x: x.size, state))
+        assert sum(sizes) == 22 + 4 * count
+        assert {x.dtype for x in jax.tree.leaves(state)} == {jnp.dtype("float32")}
+
+
+def test_one_term_is_rmsprop(x64):
+    grads = jax.random.normal(jax.random.key(0), (8, 1, 5))
+    for inside in (False, True):
+        ours = ladatask_rmsprop(0.1, 1, eps_in_sqrt=inside)
+        other = optax.rmsprop(0.1, decay=0.99, eps=1e-8, eps_in_sqrt=inside)
+        state, alone = ours.init(grads[0, 0]), other.init(grads[0, 0])
+        for grad in grads:
+            found, state = ours.update(grad, state)
+            expected, alone = other.update(grad[0], alone)
+            assert_close(found, expected, rtol=1e-12)
+
+
+def test_terms_on_leaves_of_their_own_get_adatask(x64):
+    # Where one term is alone, its share is all: RMSProp on it.
+    grads = {"a": jnp.array([[3.0], [0.0]]), "b": jnp.array([[0.0], [1e-3]])}
+    tx = ladatask_rmsprop(0.1, 2, decay=0.75, eps=0.0)
+    updates, _ = tx.update(grads, tx.init({"a": jnp.zeros(1), "b": jnp.zeros(1)}))
+    assert_close(updates, {"a": jnp.array([-0.2]), "b": jnp.array([-0.2])}, rtol=1e-12)
+
+
+@pytest.mark.parametrize("total", ["sum_sq", "grad_sum"])
+@pytest.mark.parametrize("eps", [0.0, 1e-8])
+def test_zero_and_opposed_gradients_stay_finite(total, eps):
+    tx = ladatask_rmsprop(0.1, 2, eps=eps, total=total)
+    state = tx.init(jnp.zeros(3))
+    updates, state = tx.update(jnp.zeros((2, 3)), state)
+    assert_zero(updates)
+    updates, state = tx.update(jnp.array([[1.0, 0, 2], [-1, 0, 2]]), state)
+    assert_finite(updates)
+    assert float(updates[0]) == 0.0
+
+
+def test_weight_decay_enters_once():
+    params, grads = jnp.array([2.0, -3.0]), jnp.ones((4, 2))
+    plain = ladatask_rmsprop(0.1, 4)
+    decayed = ladatask_rmsprop(0.1, 4, weight_decay=0.5)
+    u, _ = plain.update(grads, plain.init(params), params)
+    v, _ = decayed.update(grads, decayed.init(params), params)
+    assert_close(v, u - 0.1 * 0.5 * params, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "argument"),
+    [
+        ({"decay": 1.0}, "decay"),
+        ({"eps": -1.0}, "eps"),
+        ({"total": "sum"}, "total"),
+        ({"groups": "layer"}, "groups"),
+    ],
+)
+def test_bad_arguments_are_named(own_errors, options, argument):
+    with pytest.raises(ValueError, match=f"{argument} must be") as caught:
+        ladatask_rmsprop(0.1, 2, **options)
+    assert_message(caught.value, "ladatask_rmsprop", "found")

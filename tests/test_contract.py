@@ -1,0 +1,341 @@
+"""What every exported transformation keeps to, whatever the method.
+
+The factories are found by tests/_factories.py: a new one is covered without a change
+here. Per-term gradients come in, every leaf [K, *p]; stages of ``transforms`` return
+the same shapes, all others [*p].
+"""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import multiterm_optax
+from tests import _factories
+from tests._asserts import (
+    CountedTraces,
+    assert_close,
+    assert_finite,
+    assert_identical,
+    assert_param_shapes,
+    assert_same_signature,
+    assert_same_structure,
+    assert_single_trace,
+    assert_strong_types,
+    assert_term_shapes,
+    assert_zero,
+    named_leaves,
+)
+from tests._factories import TERMS, example_losses
+
+FACTORIES = _factories.factories()
+WITH_LEARNING_RATE = [f for f in FACTORIES if f.takes("learning_rate")]
+
+each_factory = pytest.mark.parametrize("factory", FACTORIES, ids=lambda f: f.name)
+STEPS = 5
+
+
+# Data come from NumPy: nothing to compile for it.
+
+
+def make_params(dtype):
+    """A nested tree with a scalar, a vector, a matrix and a None."""
+    matrix = np.random.default_rng(0).normal(size=(3, 2))
+    return {
+        "dense": {
+            "w": jnp.asarray(matrix, dtype),
+            "b": jnp.asarray(matrix[:, 0], dtype),
+        },
+        "frozen": None,
+        "rest": (jnp.asarray(1.0, dtype), None),
+    }
+
+
+def make_grads(params, terms=TERMS, steps=STEPS):
+    """Leaves [steps, K, *p] in NumPy, each term at a size of its own."""
+    rng = np.random.default_rng(1)
+    sizes = 10.0 ** np.arange(-1, terms - 1)
+
+    def draw(leaf):
+        noise = rng.normal(size=(steps, terms, *leaf.shape))
+        over = sizes.reshape(-1, *(1,) * leaf.ndim)
+        return (over * noise).astype(leaf.dtype)
+
+    return jax.tree.map(draw, params)
+
+
+def at(tree, step):
+    """One step's gradients, as JAX arrays."""
+    return jax.tree.map(lambda x: jnp.asarray(x[step]), tree)
+
+
+def run(tx, grads, params, losses, jit=True, steps=STEPS):
+    """Updates of every step, stacked, and the final state."""
+    update = jax.jit(tx.update) if jit else tx.update
+    state, history = tx.init(params), []
+    for step in range(steps):
+        updates, state = update(at(grads, step), state, params, losses=losses)
+        history.append(updates)
+    return jax.tree.map(lambda *x: np.stack(x), *history), state
+
+
+def test_every_stage_has_a_contract():
+    covered = _factories.TRANSFORMATIONS.keys() | _factories.OTHER_STAGES
+    assert set(_factories.stages()) <= covered
+    assert {f.name for f in FACTORIES} >= {
+        "balance_by_norm",
+        "per_term",
+        "sum_terms",
+        "scale_by_max_adam",
+        "mtadam",
+        "adatask",
+        "adatask_adam",
+        "adatask_rmsprop",
+        "adatask_adagrad",
+    }
+
+
+def test_every_top_level_function_comes_from_a_stage():
+    by_stage = [
+        function
+        for stage in _factories.stages()
+        for function in _factories.exported_functions(stage).values()
+    ]
+    for name, value in vars(multiterm_optax).items():
+        if not name.startswith("_") and inspect.isfunction(value):
+            assert value in by_stage, f"{name} is exported by no stage"
+
+
+@each_factory
+def test_builds_an_optax_transformation(factory):
+    tx = factory.build()
+    assert isinstance(tx, optax.GradientTransformationExtraArgs)
+
+
+@each_factory
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_shapes_dtypes_and_a_stable_state(factory, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        params = make_params(dtype)
+        grads = make_grads(params)
+        tx = factory.build()
+        start = tx.init(params)
+        assert_strong_types(start)
+        assert_same_signature(jax.eval_shape(tx.init, params), start)
+        counted = CountedTraces(tx.update)
+        update = jax.jit(counted)
+        state, losses = start, example_losses(dtype)
+        for step in range(STEPS):
+            updates, state = update(at(grads, step), state, params, losses=losses)
+            if factory.keeps_terms:
+                assert_term_shapes(updates, params, TERMS)
+            else:
+                assert_param_shapes(updates, params)
+            assert_same_signature(state, start)
+            assert_finite(updates)
+        assert_single_trace(counted)
+
+
+@each_factory
+def test_one_program_whether_eager_jitted_or_scanned(factory, x64):
+    params = make_params(jnp.float64)
+    grads, losses = make_grads(params), example_losses(jnp.float64)
+    tx = factory.build()
+    jitted, jitted_state = run(tx, grads, params, losses)
+    eager, eager_state = run(tx, grads, params, losses, jit=False)
+    assert_close(eager, jitted, rtol=1e-12)
+    assert_close(eager_state, jitted_state, rtol=1e-12)
+
+    def step(state, grad):
+        updates, state = tx.update(grad, state, params, losses=losses)
+        return state, updates
+
+    scanned_state, scanned = jax.jit(lambda s: jax.lax.scan(step, s, grads))(
+        jax.jit(tx.init)(params)
+    )
+    assert_close(scanned, jitted, rtol=1e-12)
+    assert_close(scanned_state, jitted_state, rtol=1e-12)
+
+
+@each_factory
+def test_init_is_the_same_under_jit(factory):
+    tx, params = factory.build(), make_params(jnp.float32)
+    eager, jitted = tx.init(params), jax.jit(tx.init)(params)
+    assert_same_signature(jitted, eager)
+    assert_identical(jitted, eager)
+
+
+# A method that names one term the reference (``anchor``) is permuted together with
+# that name; left to choose, it takes the first term that speaks, so that only the
+# order of the others is free.
+@each_factory
+@pytest.mark.parametrize("order", [(0, 2, 1), (2, 0, 1)], ids=str)
+def test_order_of_the_terms_does_not_matter(factory, x64, order):
+    params = make_params(jnp.float64)
+    grads, losses = make_grads(params), example_losses(jnp.float64)
+    named, renamed = {"anchor": 0}, {"anchor": order.index(0)}
+    if order[0] == 0:
+        named = renamed = {}
+    picked = np.array(order)
+    plain, _ = run(factory.build(**named), grads, params, losses)
+    permuted, _ = run(
+        factory.build(**renamed),
+        jax.tree.map(lambda g: g[:, picked], grads),
+        params,
+        jnp.asarray(np.asarray(losses)[picked]),
+    )
+    expected = plain
+    if factory.keeps_terms:
+        expected = jax.tree.map(lambda u: u[:, picked], plain)
+    assert_close(permuted, expected, rtol=1e-11)
+
+
+@each_factory
+def test_unknown_extra_arguments_are_accepted(factory):
+    tx, params = factory.build(), make_params(jnp.float32)
+    grads, losses = at(make_grads(params), 0), example_losses()
+    state = tx.init(params)
+    plain, _ = tx.update(grads, state, params, losses=losses)
+    extra, _ = tx.update(
+        grads, state, params, losses=losses, value=1.0, something_else="x"
+    )
+    assert_identical(extra, plain)
+
+
+@each_factory
+def test_one_term(factory):
+    params = make_params(jnp.float32)
+    grads = make_grads(params, terms=1)
+    updates, state = run(factory.build(num_terms=1), grads, params, jnp.asarray([0.5]))
+    assert_finite(updates)
+    assert_finite(state)
+    lead = (STEPS, 1) if factory.keeps_terms else (STEPS,)
+    for found, param in zip(
+        jax.tree.leaves(updates), jax.tree.leaves(params), strict=True
+    ):
+        assert found.shape == lead + param.shape
+        assert np.any(np.asarray(found) != 0)
+
+
+@each_factory
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_zero_gradients_give_zero_updates(factory, dtype):
+    params = make_params(dtype)
+    grads = jax.tree.map(np.zeros_like, make_grads(params))
+    updates, state = run(factory.build(), grads, params, example_losses(dtype))
+    assert_zero(updates)
+    assert_finite(state)
+
+
+@each_factory
+def test_zero_gradients_after_others_stay_finite(factory):
+    params = make_params(jnp.float32)
+    grads = make_grads(params)
+    for leaf in jax.tree.leaves(grads):
+        leaf[1:] = 0
+    updates, state = run(factory.build(), grads, params, example_losses())
+    assert_finite(updates)
+    assert_finite(state)
+
+
+@each_factory
+def test_state_can_be_donated(factory):
+    # XLA refuses to be given one buffer twice: no array may stand twice in the state.
+    tx, params = factory.build(), make_params(jnp.float32)
+    grads, losses = make_grads(params), example_losses()
+
+    def step(params, state, grad):
+        updates, state = tx.update(grad, state, params, losses=losses)
+        return updates, state
+
+    donated = jax.jit(step, donate_argnums=1)
+    _, state = donated(params, tx.init(params), at(grads, 0))
+    updates, state = donated(params, state, at(grads, 1))
+    assert_finite(updates)
+    assert_finite(state)
+
+
+@each_factory
+def test_map_params_reaches_what_is_shaped_like_parameters(factory):
+    tx, params = factory.build(), make_params(jnp.float32)
+    state = tx.init(params)
+    mapped = optax.tree.map_params(
+        tx, lambda x: x + 1, state, transform_non_params=lambda x: x
+    )
+    assert_same_structure(mapped, state)
+    paths = [path for path, _ in named_leaves(params)]
+    for (path, old), new in zip(
+        named_leaves(state), jax.tree.leaves(mapped), strict=True
+    ):
+        like_params = any(path.endswith(p) for p in paths)
+        assert_identical(new, old + 1 if like_params else old)
+
+
+@each_factory
+def test_updates_do_not_depend_on_params_by_default(factory):
+    # No default decays weights: ``update`` works without ``params``.
+    tx, params = factory.build(), make_params(jnp.float32)
+    grads, losses = at(make_grads(params), 0), example_losses()
+    with_params, _ = tx.update(grads, tx.init(params), params, losses=losses)
+    without, _ = tx.update(grads, tx.init(params), losses=losses)
+    assert_identical(without, with_params)
+
+
+@each_factory
+def test_missing_term_axis_is_an_error(factory):
+    tx, params = factory.build(), make_params(jnp.float32)
+    with pytest.raises(ValueError, match="term axis is missing"):
+        tx.update(params, tx.init(params), params, losses=example_losses())
+
+
+@pytest.mark.parametrize(
+    "factory", [f for f in FACTORIES if f.takes("num_terms")], ids=lambda f: f.name
+)
+def test_wrong_number_of_terms_is_an_error(factory, own_errors):
+    for bad in (0, -1, True, 2.5):
+        with pytest.raises((TypeError, ValueError), match="num_terms must be"):
+            factory.build(num_terms=bad)
+    tx, params = factory.build(), make_params(jnp.float32)
+    grads = at(make_grads(params, terms=TERMS + 1), 0)
+    losses = jnp.ones(TERMS + 1)
+    with pytest.raises(ValueError, match=f"num_terms={TERMS}"):
+        tx.update(grads, tx.init(params), params, losses=losses)
+
+
+@pytest.mark.parametrize("factory", WITH_LEARNING_RATE, ids=lambda f: f.name)
+def test_injected_hyperparameters_give_the_same_steps(factory, x64):
+    params = make_params(jnp.float64)
+    grads, losses = make_grads(params), example_losses(jnp.float64)
+    plain, _ = run(factory.build(), grads, params, losses)
+    injected = optax.inject_hyperparams(factory.function, static_args=("num_terms",))(
+        **factory.required()
+    )
+    found, state = run(injected, grads, params, losses)
+    assert_close(found, plain, rtol=1e-9)
+    assert float(state.hyperparams["learning_rate"]) == 0.1
+    floats = [
+        name
+        for name, parameter in inspect.signature(factory.function).parameters.items()
+        if isinstance(parameter.default, float)
+    ]
+    assert set(floats) <= set(state.hyperparams)
+
+
+@pytest.mark.parametrize("factory", WITH_LEARNING_RATE, ids=lambda f: f.name)
+def test_learning_rate_scales_the_step(factory, x64):
+    params = make_params(jnp.float64)
+    grads, losses = make_grads(params), example_losses(jnp.float64)
+    whole, _ = run(factory.build(learning_rate=0.1), grads, params, losses)
+    half, _ = run(factory.build(learning_rate=0.05), grads, params, losses)
+    scheduled, state = run(
+        factory.build(learning_rate=optax.constant_schedule(0.05)),
+        grads,
+        params,
+        losses,
+    )
+    assert_close(half, jax.tree.map(lambda u: u / 2, whole), rtol=1e-12)
+    assert_close(scheduled, half, rtol=1e-6)  # Optax evaluates schedules in float32
+    assert_strong_types(state)

@@ -1,0 +1,461 @@
+"""Balancing by norm: who sets the size, who is silent, what a group is."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multiterm_optax import balance_by_norm
+from tests._asserts import (
+    assert_close,
+    assert_different,
+    assert_finite,
+    assert_identical,
+    assert_message,
+    assert_zero,
+)
+
+K = 3
+SHAPES = {"a": {"w": (2, 2), "b": ()}, "c": (3,)}
+
+
+def make_params(dtype=None):
+    """Zeros, in double precision where a test enables it."""
+    dtype = jnp.result_type(float) if dtype is None else dtype
+
+    def is_shape(x):
+        return isinstance(x, tuple)
+
+    return jax.tree.map(lambda s: jnp.zeros(s, dtype), SHAPES, is_leaf=is_shape)
+
+
+def draw(seed, steps=None):
+    """Random per-term gradients, leaves [K, *p], or [steps, K, *p]."""
+    lead = (K,) if steps is None else (steps, K)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda p: jnp.asarray(rng.normal(size=(*lead, *p.shape)), p.dtype),
+        make_params(),
+    )
+
+
+def times(factors, grads):
+    """Multiplies term i by factors[i]."""
+    factors = jnp.asarray(factors)
+    return jax.tree.map(
+        lambda g: g * factors.reshape(-1, *(1,) * (g.ndim - 1)).astype(g.dtype), grads
+    )
+
+
+def once(tx, grads, params=None):
+    params = make_params() if params is None else params
+    updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
+    return updates
+
+
+def many(tx, grads, params=None):
+    """Updates of every step, leaves [steps, K, *p]."""
+    params = make_params() if params is None else params
+
+    def step(state, grad):
+        updates, state = tx.update(grad, state, params)
+        return state, updates
+
+    return jax.jit(lambda s: jax.lax.scan(step, s, grads))(tx.init(params))[1]
+
+
+def norms(tree):
+    """Norm of each term over all leaves, [K]."""
+    return np.sqrt(
+        sum(
+            np.sum(np.square(np.asarray(g, np.float64)).reshape(g.shape[0], -1), axis=1)
+            for g in jax.tree.leaves(tree)
+        )
+    )
+
+
+@pytest.mark.parametrize("anchor", [None, 0, 2])
+def test_first_step_gives_every_term_the_anchor_s_norm(x64, anchor):
+    grads = times([1.0, 1e4, 1e-4], draw(0))
+    updates = once(balance_by_norm(K, anchor=anchor), grads)
+    chosen = 0 if anchor is None else anchor
+    for before, after in zip(
+        jax.tree.leaves(grads), jax.tree.leaves(updates), strict=True
+    ):
+        assert_close(norms(after), np.full(K, norms(before)[chosen]), rtol=1e-12)
+        directions = [
+            jax.vmap(lambda g: g / jnp.linalg.norm(g))(x.reshape(K, -1))
+            for x in (before, after)
+        ]
+        assert_close(directions[1], directions[0], rtol=1e-12)
+    assert_close(
+        jax.tree.map(lambda u: u[chosen], updates),
+        jax.tree.map(lambda g: g[chosen], grads),
+        rtol=1e-12,
+    )
+
+
+def test_global_group_has_one_norm_for_all_leaves(x64):
+    updates = once(balance_by_norm(K, groups="global"), times([1.0, 9.0, 0.1], draw(1)))
+    assert_close(norms(updates), np.full(K, norms(draw(1))[0]), rtol=1e-12)
+
+
+LABELS = {"a": {"w": "x", "b": "y"}, "c": "x"}
+
+
+def test_labels_pool_the_leaves_they_name(x64):
+    grads = times([1.0, 30.0, 0.2], draw(2))
+    updates = once(balance_by_norm(K, groups=LABELS), grads)
+
+    def pools(t):
+        return {"x": [t["a"]["w"], t["c"]], "y": [t["a"]["b"]]}
+
+    for group in "xy":
+        found, before = norms(pools(updates)[group]), norms(pools(grads)[group])
+        assert_close(found, np.full(K, before[0]), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"a": "x", "c": "y"}, {"a": {"w": "x", "b": "x"}, "c": "y"}),
+        (lambda p: {"a": "x", "c": "y"}, {"a": "x", "c": "y"}),
+        ({"a": {"w": 1, "b": 2}, "c": 3}, "leaf"),
+        ({"a": "x", "c": "x"}, "global"),
+    ],
+    ids=["prefix", "callable", "each leaf", "all leaves"],
+)
+def test_ways_to_state_the_same_groups(x64, one, other):
+    grads = draw(3, steps=4)
+    found = many(balance_by_norm(K, groups=one), grads)
+    assert_close(found, many(balance_by_norm(K, groups=other), grads), rtol=1e-12)
+
+
+def test_groups_differ():
+    grads = draw(4)
+    results = [
+        once(balance_by_norm(K, groups=g), grads) for g in ("leaf", "global", LABELS)
+    ]
+    for i in range(3):
+        assert_different(results[i], results[i - 1])
+
+
+@pytest.mark.parametrize("with_params", [True, False])
+def test_label_function_is_of_the_parameters(x64, with_params):
+    # A rule such as "matrices apart from the rest" must give one answer in ``init``,
+    # where leaves are [*p], and in ``update``, where they are [K, *p].
+    def rule(p):
+        return jax.tree.map(lambda x: "matrix" if x.ndim == 2 else "rest", p)
+
+    params = {"w": jnp.zeros((2, 2)), "b": jnp.zeros(2), "c": jnp.zeros(())}
+    named = {"w": "matrix", "b": "rest", "c": "rest"}
+    rng = np.random.default_rng(0)
+    grads = {k: jnp.asarray(rng.normal(size=(K, *p.shape))) for k, p in params.items()}
+    results = []
+    for groups in (rule, named):
+        tx = balance_by_norm(K, groups=groups)
+        given = params if with_params else None
+        results.append(tx.update(grads, tx.init(params), given)[0])
+    assert_close(results[0], results[1], rtol=1e-12)
+
+
+@functools.cache
+def compiled(groups):
+    """Four steps from K factors and gradients, compiled once for all examples."""
+    tx = balance_by_norm(K, groups=groups)
+
+    def four_steps(factors, grads):
+        return many(
+            tx, jax.tree.map(lambda g: jax.vmap(times, (None, 0))(factors, g), grads)
+        )
+
+    return jax.jit(four_steps)
+
+
+@given(st.floats(-6, 6), st.sampled_from(["leaf", "global"]))
+def test_scaling_all_losses_scales_the_result(exponent, groups):
+    with jax.enable_x64(True):
+        scale, run, grads = 10.0**exponent, compiled(groups), draw(5, steps=4)
+        scaled = run(np.full(K, scale), grads)
+        expected = jax.tree.map(lambda u: scale * u, run(np.ones(K), grads))
+        assert_close(scaled, expected, rtol=1e-12)
+
+
+@given(st.lists(st.floats(-4, 4), min_size=K, max_size=K))
+def test_a_term_s_own_scale_does_not_matter(exponents):
+    # All that is left of the sizes is the anchor's.
+    with jax.enable_x64(True):
+        factors, run = 10.0 ** np.asarray(exponents), compiled("leaf")
+        grads = draw(6, steps=4)
+        expected = jax.tree.map(lambda u: factors[0] * u, run(np.ones(K), grads))
+        assert_close(run(factors, grads), expected, rtol=1e-11)
+
+
+def test_norm_init_depends_on_the_scale_as_the_paper_prints_it(x64):
+    grads = jax.tree.map(lambda g: 1e-6 * g, draw(7))
+    updates = once(balance_by_norm(K, norm_init=1.0), times([1.0, 1.0, 50.0], grads))
+    # Next to n = 1 no gradient of 1e-6 weighs anything: the sizes pass unchanged.
+    assert_close(updates, times([1.0, 1.0, 50.0], grads), rtol=1e-3)
+    assert_close(
+        balance_by_norm(K, norm_init=2.5).init(make_params()).norms["c"],
+        jnp.full(K, 2.5),
+        rtol=0,
+    )
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9])
+def test_norms_are_averaged_from_the_first_one_seen(x64, decay):
+    sizes = np.array([[2.0, 0.0], [3.0, 0.0], [1.0, 4.0], [5.0, 0.0], [0.0, 8.0]])
+    tx = balance_by_norm(2, decay)
+    state = tx.init(jnp.zeros(()))
+    expected = np.zeros(2)
+    for size in sizes:
+        _, state = tx.update(jnp.asarray(size), state)
+        for i in range(2):
+            if expected[i] == 0:
+                expected[i] = size[i]
+            else:
+                expected[i] = decay * expected[i] + (1 - decay) * size[i]
+            # decay = 0 forgets: a zero average is seeded anew, with the same result.
+        assert_close(state.norms, jnp.asarray(expected), rtol=1e-14)
+
+
+@pytest.mark.parametrize("wakes", [1, 5, 50])
+def test_term_that_wakes_late_gets_the_anchor_s_size_at_once(x64, wakes):
+    grads = jnp.ones((wakes + 1, 2, 4))
+    grads = grads.at[:, 1].multiply(1e3).at[:wakes, 1].set(0)
+    updates = many(balance_by_norm(2), grads, jnp.zeros(4))
+    assert_zero(updates[:-1, 1])
+    assert_close(updates[-1, 1], updates[-1, 0], rtol=1e-12)
+
+
+def test_silent_terms_pass_and_do_not_set_the_size(x64):
+    grads = jnp.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
+    updates = once(balance_by_norm(3), grads, jnp.zeros(2))
+    # The first term says nothing here: the second sets the size.
+    assert_close(updates, jnp.array([[0.0, 0.0], [3.0, 4.0], [0.0, 5.0]]), rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "silent"), [(1e-12, True), (0.99e-10, True), (1.01e-10, False)]
+)
+def test_silence_is_relative(x64, ratio, silent):
+    for scale in (1e-20, 1.0, 1e20):
+        grads = scale * jnp.array([[1.0], [ratio]])
+        updates = once(balance_by_norm(2), grads, jnp.zeros(1))
+        expected = grads if silent else scale * jnp.ones((2, 1))
+        assert_close(updates / scale, expected / scale, rtol=1e-12)
+
+
+def test_eps_sets_where_silence_begins(x64):
+    grads = jnp.array([[1.0], [0.01]])
+    params = jnp.zeros(1)
+    loud = once(balance_by_norm(2, eps=0.001), grads, params)
+    quiet = once(balance_by_norm(2, eps=0.1), grads, params)
+    assert_close(loud, jnp.array([[1.0], [1.0]]), rtol=1e-14)
+    assert_close(quiet, grads, rtol=0)
+
+
+def test_silent_term_is_no_anchor_by_eps(x64):
+    grads = jnp.array([[1e-12], [1.0], [4.0]])
+    updates = once(balance_by_norm(3), grads, jnp.zeros(1))
+    assert_close(updates, jnp.array([[1e-12], [1.0], [1.0]]), rtol=1e-14)
+
+
+def test_head_of_one_term_is_left_as_it_is(x64):
+    params = {"trunk": jnp.zeros(2), "head": jnp.zeros(2)}
+    grads = {
+        "trunk": jnp.array([[1.0, 0.0], [0.0, 9.0]]),
+        "head": jnp.array([[0.0, 0.0], [5.0, 7.0]]),
+    }
+    updates = once(balance_by_norm(2), grads, params)
+    assert_identical(updates["head"], grads["head"])
+    fixed = once(balance_by_norm(2, anchor=0), grads, params)
+    assert_zero(fixed["head"])
+
+
+def test_choice_of_the_anchor_is_per_group_and_step(x64):
+    # Sizes 2 and 8 with decay 0: each step is alone.
+    grads = jnp.array([[[2.0], [8.0]], [[0.0], [8.0]], [[2.0], [8.0]]])
+    updates = many(balance_by_norm(2, 0.0), grads, jnp.zeros(1))
+    expected = jnp.array([[[2.0], [2.0]], [[0.0], [8.0]], [[2.0], [2.0]]])
+    assert_close(updates, expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("order", [(1, 0, 2), (2, 1, 0), (1, 2, 0)])
+@pytest.mark.parametrize("groups", ["leaf", "global"])
+def test_any_order_of_terms_changes_one_factor_a_group(x64, order, groups):
+    # The first term in the new order sets the size: the result is permuted, and
+    # multiplied in each group by the ratio of the two anchors' averaged norms.
+    grads = draw(8, steps=5)
+    picked = np.array(order)
+    tx = balance_by_norm(K, groups=groups)
+    plain = many(tx, grads)
+    permuted = many(tx, jax.tree.map(lambda g: g[:, picked], grads))
+    state = tx.init(make_params())
+    update = jax.jit(tx.update)
+    for step in range(5):
+        _, state = update(jax.tree.map(lambda g, s=step: g[s], grads), state)
+        by_leaf = state.norms
+        if groups == "global":
+            by_leaf = jax.tree.map(lambda _, n=by_leaf: n, make_params())
+        expected = jax.tree.map(
+            lambda u, n, s=step: u[s][picked] * n[picked[0]] / n[0], plain, by_leaf
+        )
+        found = jax.tree.map(lambda u, s=step: u[s], permuted)
+        assert_close(found, expected, rtol=1e-12)
+
+
+def test_weights_multiply_the_balanced_terms(x64):
+    weights = [2.0, 0.0, 0.5]
+    grads = draw(9, steps=3)
+    plain = many(balance_by_norm(K), grads)
+    weighed = many(balance_by_norm(K, weights=weights), grads)
+    expected = jax.tree.map(lambda u: jax.vmap(times, (None, 0))(weights, u), plain)
+    assert_close(weighed, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.asarray, jnp.asarray])
+def test_weights_may_be_any_vector(kind):
+    grads = draw(9)
+    found = once(balance_by_norm(K, weights=kind([1.0, 2.0, 3.0])), grads)
+    expected = once(balance_by_norm(K, weights=[1.0, 2.0, 3.0]), grads)
+    assert_identical(found, expected)
+
+
+def test_state_is_k_numbers_a_group():
+    for groups, count in (("leaf", 3), ("global", 1), (LABELS, 2)):
+        state = balance_by_norm(K, groups=groups).init(make_params())
+        leaves = jax.tree.leaves(state)
+        assert [leaf.shape for leaf in leaves] == [(K,)] * count
+
+
+def test_half_precision_norms_do_not_overflow():
+    # 300^2 is more than float16 holds.
+    params = jnp.zeros(4, jnp.float16)
+    grads = jnp.full((2, 4), 300.0, jnp.float16).at[1].multiply(0.01)
+    tx = balance_by_norm(2)
+    updates, state = tx.update(grads, tx.init(params), params)
+    assert updates.dtype == jnp.float16
+    assert state.norms.dtype == jnp.float32
+    assert_close(updates, jnp.full((2, 4), 300.0), rtol=2e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e-10, 1e10, 1e18])
+def test_single_precision_over_thirty_six_orders(scale):
+    grads = jnp.array([[3.0, 4.0], [0.0, 0.5], [1.0, -1.0]]) * scale
+    updates = once(balance_by_norm(3), grads, jnp.zeros(2))
+    assert_close(norms(updates) / scale, np.full(3, 5.0), rtol=1e-6)
+
+
+def test_all_silent_is_no_division_by_zero():
+    tx = balance_by_norm(K)
+    state = tx.init(make_params())
+    zeros = jax.tree.map(jnp.zeros_like, draw(0))
+    updates, state = tx.update(zeros, state, make_params())
+    assert_zero(updates)
+    assert_zero(state)
+    updates, state = tx.update(draw(0), state, make_params())
+    assert_finite(updates)
+
+
+def test_hyperparameters_may_be_traced(x64):
+    grads = draw(10, steps=3)
+    options = {"decay": 0.7, "norm_init": 0.5, "eps": 1e-9}
+
+    @jax.jit
+    def traced(values):
+        return many(balance_by_norm(K, **values), grads)
+
+    assert_close(
+        traced(options), many(balance_by_norm(K, **options), grads), rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"decay": 1.0}, ["decay", "[0, 1)", "1.0"]),
+        ({"decay": -0.1}, ["decay", "[0, 1)", "-0.1"]),
+        ({"decay": float("nan")}, ["decay", "[0, 1)", "nan"]),
+        ({"decay": None}, ["decay", "[0, 1)", "None"]),
+        ({"eps": -1e-3}, ["eps", "[0, 1)", "-0.001"]),
+        ({"eps": 1.0}, ["eps", "[0, 1)", "1.0"]),
+        ({"norm_init": -1.0}, ["norm_init", "[0, inf)", "-1.0"]),
+        ({"norm_init": float("inf")}, ["norm_init", "[0, inf)", "inf"]),
+        ({"anchor": 3}, ["anchor", "[0, 2]", "num_terms=3", "found 3"]),
+        ({"anchor": -1}, ["anchor", "[0, 2]", "found -1"]),
+        ({"weights": [1.0, 2.0]}, ["weights", "(3,)", "num_terms=3", "(2,)"]),
+        ({"weights": 1.0}, ["weights", "(3,)", "()"]),
+        ({"weights": [1.0, -2.0, 1.0]}, ["weights", "[0, inf)", "-2.0"]),
+        ({"weights": [1.0, float("nan"), 1.0]}, ["weights", "[0, inf)", "nan"]),
+        ({"groups": "layer"}, ["groups", "'leaf', 'global'", "'layer'"]),
+    ],
+)
+def test_bad_hyperparameter_is_named(own_errors, options, words):
+    with pytest.raises(ValueError, match="balance_by_norm") as caught:
+        balance_by_norm(K, **options)
+    assert_message(caught.value, *words)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"decay": "fast"}, ["decay", "a number", "'fast'"]),
+        ({"anchor": 1.5}, ["anchor", "index of a term", "1.5"]),
+        ({"anchor": "first"}, ["anchor", "index of a term", "'first'"]),
+    ],
+)
+def test_hyperparameter_of_a_wrong_type_is_named(own_errors, options, words):
+    with pytest.raises(TypeError, match="balance_by_norm") as caught:
+        balance_by_norm(K, **options)
+    assert_message(caught.value, *words)
+
+
+def test_labels_that_do_not_fit_the_tree_are_refused():
+    tx = balance_by_norm(K, groups={"a": "x", "d": "y"})
+    with pytest.raises(ValueError, match="groups must be a tree of labels"):
+        tx.update(draw(0), tx.init(make_params()), make_params())
+
+
+@pytest.mark.parametrize(
+    ("updates", "params", "error", "words"),
+    [
+        (
+            jnp.ones(()),
+            None,
+            ValueError,
+            ["updates", "(3, *parameter shape)", "missing"],
+        ),
+        (jnp.ones((2, 4)), None, ValueError, ["updates", "num_terms=3", "(2, 4)"]),
+        (jnp.ones((3, 4)), jnp.ones((3, 4)), ValueError, ["(3, 3, 4)", "missing"]),
+        (jnp.ones((3, 5)), jnp.ones(4), ValueError, ["(3, 4)", "(3, 5)"]),
+        ({"a": jnp.ones(3)}, {"b": jnp.ones(())}, ValueError, ["updates", "structure"]),
+        (
+            jnp.ones((3, 4), jnp.int32),
+            None,
+            TypeError,
+            ["updates", "floating", "int32"],
+        ),
+    ],
+)
+def test_bad_updates_are_named(updates, params, error, words):
+    tx = balance_by_norm(K)
+    state = tx.init(jax.tree.map(lambda u: u[0] if u.ndim else u, updates))
+    with pytest.raises(error, match="balance_by_norm") as caught:
+        tx.update(updates, state, params)
+    assert_message(caught.value, *words)
+
+
+def test_chain_with_two_aggregators_says_so():
+    from multiterm_optax import sum_terms
+
+    tx = optax.chain(sum_terms(), balance_by_norm(K))
+    params = jnp.ones((2, 2))
+    with pytest.raises(ValueError, match="only one aggregator"):
+        tx.update(jnp.ones((K, 2, 2)), tx.init(params), params)
