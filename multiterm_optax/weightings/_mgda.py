@@ -60,8 +60,8 @@ def mgda(normalization: Normalization | None = None) -> Weighting:
         :math:`g_i / \lVert g_i \rVert`, ``"loss"`` :math:`g_i / L_i`, ``"loss+"``
         :math:`g_i / (L_i \lVert g_i \rVert)`. As in the code of Sener and Koltun, the
         weights then multiply the gradients as they are; the promise of no conflict is
-        lost, and where two gradients are parallel the direction is not unique. Zero gradients and losses that are not positive are divided
-        by nothing.
+        lost, and where two gradients are parallel the direction is not unique. Zero
+        gradients and losses that are not positive are divided by nothing.
 
     Returns:
       A :class:`multiterm_optax.Weighting`; the weights [K] sum to 1. It reads the
