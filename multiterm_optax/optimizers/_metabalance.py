@@ -128,16 +128,17 @@ def _relaxed_balance(
     ) -> tuple[optax.Updates, BalanceByNormState]:
         del extra_args
         _checks.term_axis(updates, params, name, num_terms)
-        balanced, state = balance.update(updates, state, params)
+        new_state: Any
+        balanced, new_state = balance.update(updates, state, params)
         parts = _groups.partition_updates(groups, updates, name)
         leaves, structure = jax.tree.flatten(updates)
         scaled = jax.tree.leaves(balanced)
         for members, norms in zip(
-            parts.members, parts.unpack(state.norms), strict=True
+            parts.members, parts.unpack(new_state.norms), strict=True
         ):
             pick = chosen(norms)
             for i in members:
                 leaves[i] = blend(leaves[i], scaled[i], pick)
-        return structure.unflatten(leaves), state
+        return structure.unflatten(leaves), new_state
 
     return optax.GradientTransformationExtraArgs(balance.init, update_fn)

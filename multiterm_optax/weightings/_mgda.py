@@ -37,7 +37,12 @@ class InexactMGDAState(NamedTuple):
     skipped: jax.Array
 
 
-def mgda(normalization: Normalization | None = None) -> Weighting:
+def mgda(
+    normalization: Normalization | None = None,
+    *,
+    solver: Literal["exact", "frank-wolfe"] = "exact",
+    iterations: int = 250,
+) -> Weighting:
     r"""Multiple-gradient descent: weights of the min-norm point.
 
     .. math::
@@ -62,13 +67,19 @@ def mgda(normalization: Normalization | None = None) -> Weighting:
         weights then multiply the gradients as they are; the promise of no conflict is
         lost, and where two gradients are parallel the direction is not unique. Zero
         gradients and losses that are not positive are divided by nothing.
+      solver: ``"exact"``, or ``"frank-wolfe"``, the papers' iteration, to compare with:
+        it starts from the shortest gradient and converges sublinearly.
+      iterations: The most steps of Frank-Wolfe, at least 1. Where they do not suffice
+        (a duality gap over the square root of the dtype's resolution, relative to the
+        longest gradient squared) ``converged`` is False.
 
     Returns:
       A :class:`multiterm_optax.Weighting`; the weights [K] sum to 1. It reads the
       gramian, and with ``"loss"`` and ``"loss+"`` the losses.
 
     Raises:
-      ValueError: ``normalization`` is not one of the choices, or losses are missing.
+      ValueError: ``normalization`` or ``solver`` is not one of the choices,
+        ``iterations`` is not positive, or losses are missing.
 
     Source:
       Desideri, "Multiple-gradient descent algorithm (MGDA) for multiobjective
@@ -84,9 +95,10 @@ def mgda(normalization: Normalization | None = None) -> Weighting:
       >>> [round(float(w), 6) for w in weights], bool(state.converged)
       ([0.8, 0.2], True)
     """
-    _checks.one_of(
-        normalization, "normalization", "mgda", (None, "l2", "loss", "loss+")
-    )
+    name = "mgda"
+    _checks.one_of(normalization, "normalization", name, (None, "l2", "loss", "loss+"))
+    _checks.one_of(solver, "solver", name, ("exact", "frank-wolfe"))
+    _checks.in_range(iterations, "iterations", name, low=1)
 
     def init(num_terms: int) -> MGDAState:
         del num_terms
@@ -100,7 +112,11 @@ def mgda(normalization: Normalization | None = None) -> Weighting:
         **extra_args: Any,
     ) -> tuple[Weights, MGDAState]:
         del state, extra_args
-        weights, converged = _min_norm(_normalized(gramian, losses, normalization))
+        normalized = _normalized(gramian, losses, normalization)
+        if solver == "exact":
+            weights, converged = _min_norm(normalized)
+        else:
+            weights, converged = _frank_wolfe(normalized, iterations)
         return weights, MGDAState(converged)
 
     by_loss = normalization in ("loss", "loss+")
@@ -254,3 +270,33 @@ def _by_program(scaled: Gramian, inverse: Weights) -> tuple[Weights, jax.Array]:
     solution = _nnqp.solve(scaled, inverse, inverse)
     weights = solution.z * inverse
     return weights / jnp.sum(weights), solution.converged
+
+
+def _frank_wolfe(gramian: Gramian, iterations: int) -> tuple[Weights, jax.Array]:
+    gramian = jax.lax.stop_gradient(gramian)
+    squares = jnp.diagonal(gramian)
+    longest = jnp.max(squares)
+    scaled = gramian / jnp.where(longest > 0, longest, 1)
+    enough = jnp.sqrt(jnp.finfo(gramian.dtype).eps)
+
+    def gap(weights: Weights) -> tuple[Weights, jax.Array, jax.Array]:
+        along = jnp.matmul(scaled, weights, precision="highest")
+        best = jnp.argmin(along)
+        return along, best, weights @ along - along[best]
+
+    def unfinished(carry: tuple[Weights, jax.Array]) -> jax.Array:
+        weights, step = carry
+        return (gap(weights)[2] > enough) & (step < iterations)
+
+    def body(carry: tuple[Weights, jax.Array]) -> tuple[Weights, jax.Array]:
+        weights, step = carry
+        along, best, towards = gap(weights)
+        # The exact minimum on the line to the best vertex.
+        curvature = weights @ along - 2 * along[best] + scaled[best, best]
+        length = jnp.clip(towards / jnp.where(curvature > 0, curvature, 1), 0, 1)
+        vertex = jnp.arange(len(weights)) == best
+        return (1 - length) * weights + length * vertex, step + 1
+
+    first = (jnp.arange(len(squares)) == jnp.argmin(squares)).astype(gramian.dtype)
+    weights, _ = jax.lax.while_loop(unfinished, body, (first, jnp.zeros([], jnp.int32)))
+    return weights, gap(weights)[2] <= enough

@@ -173,6 +173,56 @@ def test_normalization_is_one_of_the_choices():
     assert_message(error.value, "mgda: normalization", "'l2'", "found 'L2'")
 
 
+# --- Frank-Wolfe ---------------------------------------------------------------
+
+
+def frank_wolfe(rows, iterations):
+    weighting = mgda(solver="frank-wolfe", iterations=iterations)
+    return weighting.update(gramian(rows), weighting.init(len(rows)))
+
+
+@pytest.mark.parametrize("terms", [1, 2, 10])
+def test_frank_wolfe_nears_the_min_norm_point(terms, rng):
+    rows = _jacobians.agreeing(rng, terms, 50).astype(np.float32)
+    weights, state = frank_wolfe(rows, 5000)
+    expected, _ = min_norm_point(rows)
+    size = np.linalg.norm(rows, axis=1).max()
+    gap = np.linalg.norm(np.asarray(weights) @ rows - expected) / size
+    assert bool(state.converged)
+    # A duality gap bounds the squared error of the direction.
+    assert gap <= np.sqrt(np.finfo(np.float32).eps) ** 0.5
+    np.testing.assert_allclose(np.sum(weights), 1, rtol=1e-5)
+
+
+def test_frank_wolfe_says_when_its_steps_do_not_suffice(rng):
+    rows = _jacobians.generic(rng, 10, 8).astype(np.float32)
+    assert not bool(frank_wolfe(rows, 3)[1].converged)
+    assert bool(solve(gramian(rows))[1])
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-15, 1e15])
+def test_frank_wolfe_at_every_scale(scale, rng):
+    rows = _jacobians.agreeing(rng, 3, 20).astype(np.float32)
+    weights, _ = frank_wolfe(rows * np.float32(scale), 100)
+    assert np.all(np.isfinite(weights))
+    if scale:
+        np.testing.assert_allclose(weights, frank_wolfe(rows, 100)[0], atol=1e-3)
+
+
+@pytest.mark.usefixtures("own_errors")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"solver": "fw"}, ("mgda: solver", "'exact'", "found 'fw'")),
+        ({"iterations": 0}, ("mgda: iterations", "[1, inf", "found 0")),
+    ],
+)
+def test_options_of_the_solver(options, words):
+    with pytest.raises(ValueError, match="mgda") as error:
+        mgda(**options)
+    assert_message(error.value, *words)
+
+
 # --- inexact -----------------------------------------------------------------
 
 
