@@ -9,6 +9,7 @@ follow that flow.
 
 # losses_fn -> losses, per-term gradients; or weights first, then one gradient
 from multiterm_optax.gradients import term_grads as term_grads
+from multiterm_optax.gradients import value_and_row_grads as value_and_row_grads
 from multiterm_optax.gradients import value_and_term_grads as value_and_term_grads
 from multiterm_optax.gradients import value_and_weighted_grad as value_and_weighted_grad
 

@@ -78,10 +78,15 @@ def _gramian_by_blocks(leaf: TermLeaf) -> Gramian:
         leaf = padded.reshape(num_terms, -1, block)
     if leaf.ndim > 2 and math.prod(leaf.shape[2:]) * 4 >= num_terms:
         axes = tuple(range(2, leaf.ndim))
-        blocks = jax.lax.dot_general(
-            leaf, leaf, ((axes, axes), ((1,), (1,))), precision="highest"
-        )
-        return jnp.sum(blocks, axis=0)
+        # In one piece XLA:CPU fuses the products of all leaves and holds them all.
+        columns = [leaf[i : i + 32] for i in range(0, num_terms, 32)]
+        blocks = [
+            jax.lax.dot_general(
+                leaf, part, ((axes, axes), ((1,), (1,))), precision="highest"
+            )
+            for part in columns
+        ]
+        return jnp.concatenate([jnp.sum(block, axis=0) for block in blocks], axis=1)
     axes = tuple(range(1, leaf.ndim))
     return jax.lax.dot_general(
         leaf, leaf, ((axes, axes), ((), ())), precision="highest"
@@ -158,3 +163,9 @@ def _combine_slices(
     return _combine_slices(combine, lambda x: x, folded)
 
 
+def weighted_sum(weights: Weights | Mixing, leaf: TermLeaf) -> Leaf:
+    """The sum over the terms after :func:`mix`, without the mixed terms."""
+    total = weights if weights.ndim == 1 else jnp.sum(weights, axis=0)
+    wide = leaf.astype(accumulator_dtype(leaf, total))
+    summed = jnp.tensordot(total.astype(wide.dtype), wide, 1, precision="highest")
+    return summed.astype(leaf.dtype)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import keystr
 
+from multiterm_optax import _terms
 from multiterm_optax._typing import Gramian, Losses, Mixing, Weights
 
 
@@ -55,6 +56,36 @@ class Weighting(NamedTuple):
     update: WeightingUpdate
     reads_gramian: bool = True
     reads_losses: bool = False
+
+
+def find_weights(
+    weighting: Weighting,
+    leaves: list[jax.Array],
+    state: Any,
+    losses: Losses | None,
+    num_terms: int,
+    **extra_args: Any,
+) -> tuple[Weights | Mixing, Any]:
+    """One step of a weighting on leaves [K, *p]; their gramian only if it is read."""
+    gramian = None
+    if weighting.reads_gramian:
+        gramian = _terms.gramian(*leaves, num_terms=num_terms)
+    return weighting.update(gramian, state, losses=losses, **extra_args)
+
+
+def neutral_weights(weighting: Weighting, state: Any, num_terms: int) -> jax.Array:
+    """Ones, or the identity for a weighting that mixes: the weights of no step."""
+    dtype = jnp.result_type(float)
+    vector = jax.ShapeDtypeStruct((num_terms,), dtype)
+    square = jax.ShapeDtypeStruct((num_terms, num_terms), dtype)
+    weights, _ = jax.eval_shape(
+        lambda g, s, values: weighting.update(g, s, losses=values),
+        square if weighting.reads_gramian else None,
+        state,
+        vector,
+    )
+    fill = jnp.ones if weights.ndim == 1 else jnp.eye
+    return fill(num_terms, dtype=dtype)
 
 
 def losses_vector(losses: Any, name: str, num_terms: int, *, needed: bool) -> Any:

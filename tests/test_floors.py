@@ -19,7 +19,7 @@ FLOORS = {
     "_groups": 0.5,
     "_terms": 0.5,
     "_nnqp": 0.5,
-    "_weighting": 0.5,
+    "_weighting": 0.75,
     "gradients": 1,
     "weightings": 1,
     "transforms": 2,

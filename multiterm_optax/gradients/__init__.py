@@ -2,10 +2,21 @@
 
 A stage of this floor takes ``losses_fn(params, *args)`` and returns the losses
 in the structure they came in, and gradients whose every leaf is ``[K, *p]``:
-axis 0 is the term axis, in the order of ``jax.tree.leaves(losses)``.
+axis 0 is the term axis, in the order of ``jax.tree.leaves(losses)``. Or the weights
+are found first, and the gradient is that of the weighted sum: ``[*p]``.
 """
 
+from multiterm_optax.gradients._row_grads import (
+    value_and_row_grads as value_and_row_grads,
+)
 from multiterm_optax.gradients._term_grads import term_grads as term_grads
 from multiterm_optax.gradients._term_grads import (
     value_and_term_grads as value_and_term_grads,
+)
+from multiterm_optax.gradients._weighted_grad import WeightedGrad as WeightedGrad
+from multiterm_optax.gradients._weighted_grad import (
+    WeightedGradState as WeightedGradState,
+)
+from multiterm_optax.gradients._weighted_grad import (
+    value_and_weighted_grad as value_and_weighted_grad,
 )

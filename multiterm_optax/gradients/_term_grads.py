@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import keystr
 
-from multiterm_optax import _checks
+from multiterm_optax import _checks, _terms
 from multiterm_optax._typing import LossesFn
+from multiterm_optax.gradients import _inputs
 from multiterm_optax.gradients._outputs import split_outputs
 
 # Beyond this many terms an unrolled program takes long to compile.
@@ -72,26 +72,10 @@ def value_and_term_grads(
 
     @functools.wraps(losses_fn)
     def fn(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-        primals = tuple(_argument(args, number, name) for number in numbers)
-        for number, primal in zip(numbers, primals, strict=True):
-            _check_parameters(primal, number, name)
-
-        def of_primals(*chosen: Any) -> tuple[Any, Any]:
-            full = list(args)
-            for number, value in zip(numbers, chosen, strict=True):
-                full[number] = value
-            result = losses_fn(*full, **kwargs)
-            if not has_aux:
-                return result, None
-            if not (isinstance(result, tuple) and len(result) == 2):
-                raise TypeError(
-                    f"{name}: with has_aux=True losses_fn must return a pair "
-                    f"(losses, aux), found {type(result).__name__}."
-                )
-            return result
-
-        losses, aux, grads = _differentiate(of_primals, primals, passes, name)
+        function, primals = _inputs.of_primals(
+            losses_fn, args, kwargs, argnums, has_aux, name
+        )
+        losses, aux, grads = _differentiate(function, primals, passes, name)
         picked = grads[0] if isinstance(argnums, int) else grads
         return ((losses, aux) if has_aux else losses), picked
 
@@ -137,21 +121,21 @@ def term_grads(
 
 
 def _differentiate(
-    of_primals: Callable[..., tuple[Any, Any]],
+    function: Callable[..., tuple[Any, Any]],
     primals: tuple[Any, ...],
     passes: Passes | None,
     name: str,
 ) -> tuple[Any, Any, tuple[Any, ...]]:
     if passes in ("vmap", "loop"):
-        losses, pullback, aux = jax.vjp(of_primals, *primals, has_aux=True)
-        _check_losses(losses, name)
-        return losses, aux, _batched_passes(pullback, losses, passes)
-    losses, linear, aux = jax.linearize(of_primals, *primals, has_aux=True)
-    num_terms = _check_losses(losses, name)
+        losses, pullback, aux = jax.vjp(function, *primals, has_aux=True)
+        num_terms = _inputs.count_losses(losses, name)
+        return losses, aux, _batched_passes(pullback, losses, num_terms, passes)
+    losses, linear, aux = jax.linearize(function, *primals, has_aux=True)
+    num_terms = _inputs.count_losses(losses, name)
     if passes is None and num_terms > _MAX_UNROLLED:
         # The linear function is at hand: transposing it whole is the same pullback.
         pullback = jax.linear_transpose(linear, *primals)
-        return losses, aux, _batched_passes(pullback, losses, "vmap")
+        return losses, aux, _batched_passes(pullback, losses, num_terms, "vmap")
     rows = []
     for one_loss in split_outputs(linear, primals, num_terms):
         cotangent = jnp.ones_like(jax.eval_shape(one_loss, *primals))
@@ -160,63 +144,13 @@ def _differentiate(
 
 
 def _batched_passes(
-    pullback: Callable[[Any], tuple[Any, ...]], losses: Any, passes: Passes
+    pullback: Callable[[Any], tuple[Any, ...]],
+    losses: Any,
+    num_terms: int,
+    passes: Passes,
 ) -> tuple[Any, ...]:
-    flat, structure = jax.tree.flatten(losses)
-    if len(flat) == 1 and jnp.ndim(flat[0]) == 1:
-        cotangents = structure.unflatten(
-            [jnp.eye(flat[0].shape[0], dtype=flat[0].dtype)]
-        )
-    else:
-        hots = jnp.eye(len(flat))
-        cotangents = structure.unflatten(
-            [hots[:, i].astype(loss.dtype) for i, loss in enumerate(flat)]
-        )
+    hots = jnp.eye(num_terms, dtype=_terms.accumulator_dtype(*jax.tree.leaves(losses)))
+    cotangents = _inputs.cotangents(losses, hots)
     if passes == "vmap":
         return jax.vmap(pullback)(cotangents)
     return jax.lax.map(pullback, cotangents)
-
-
-def _argument(args: tuple[Any, ...], number: int, name: str) -> Any:
-    if not -len(args) <= number < len(args):
-        raise ValueError(
-            f"{name}: argnums={number} must name one of the {len(args)} positional "
-            "arguments given."
-        )
-    return args[number]
-
-
-def _check_parameters(primal: Any, number: int, name: str) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(primal):
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(
-                f"{name}: argument {number}{keystr(path)} must be real floating point "
-                f"to be differentiated, found {dtype}."
-            )
-
-
-def _check_losses(losses: Any, name: str) -> int:
-    leaves = jax.tree_util.tree_leaves_with_path(losses)
-    if not leaves:
-        raise ValueError(
-            f"{name}: losses_fn must return at least one loss, found none."
-        )
-    for path, leaf in leaves:
-        where = f"losses{keystr(path)}"
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise TypeError(
-                f"{name}: {where} must be real floating point, found "
-                f"{jnp.result_type(leaf)}."
-            )
-        if jnp.ndim(leaf) != 0 and not (len(leaves) == 1 and jnp.ndim(leaf) == 1):
-            raise TypeError(
-                f"{name}: losses_fn must return an array [K] or a pytree of K scalars; "
-                f"{where} has shape {jnp.shape(leaf)}."
-            )
-    if jnp.ndim(leaves[0][1]) == 0:
-        return len(leaves)
-    count = jnp.shape(leaves[0][1])[0]
-    if count == 0:
-        raise ValueError(f"{name}: losses_fn must return at least one loss, found [0].")
-    return count

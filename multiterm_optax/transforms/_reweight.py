@@ -71,24 +71,16 @@ def reweight(
         )
     _groups.check_groups(groups, name)
 
-    def first_weights(state: Any) -> jax.Array:
-        dtype = jnp.result_type(float)
-        vector = jax.ShapeDtypeStruct((num_terms,), dtype)
-        square = jax.ShapeDtypeStruct((num_terms, num_terms), dtype)
-        weights, _ = jax.eval_shape(
-            lambda g, s, values: weighting.update(g, s, losses=values),
-            square if weighting.reads_gramian else None,
-            state,
-            vector,
-        )
-        fill = jnp.ones if weights.ndim == 1 else jnp.eye
-        return fill(num_terms, dtype=dtype)
-
     def init_fn(params: optax.Params) -> ReweightState:
         parts = _groups.partition(groups, params, name)
         states = [weighting.init(num_terms) for _ in parts.members]
         return ReweightState(
-            weights=parts.pack([first_weights(state) for state in states]),
+            weights=parts.pack(
+                [
+                    _weighting.neutral_weights(weighting, state, num_terms)
+                    for state in states
+                ]
+            ),
             weighting=parts.pack(states),
         )
 
@@ -110,13 +102,13 @@ def reweight(
         for members, one_state in zip(
             parts.members, parts.unpack(state.weighting), strict=True
         ):
-            gramian = None
-            if weighting.reads_gramian:
-                gramian = _terms.gramian(
-                    *(leaves[i] for i in members), num_terms=num_terms
-                )
-            found, one_state = weighting.update(
-                gramian, one_state, losses=losses, **extra_args
+            found, one_state = _weighting.find_weights(
+                weighting,
+                [leaves[i] for i in members],
+                one_state,
+                losses,
+                num_terms,
+                **extra_args,
             )
             for i in members:
                 leaves[i] = _terms.mix(found, leaves[i])

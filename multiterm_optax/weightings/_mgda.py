@@ -98,7 +98,7 @@ def mgda(
     name = "mgda"
     _checks.one_of(normalization, "normalization", name, (None, "l2", "loss", "loss+"))
     _checks.one_of(solver, "solver", name, ("exact", "frank-wolfe"))
-    _checks.in_range(iterations, "iterations", name, low=1)
+    _checks.in_range(iterations, "iterations", name, low=1.0)
 
     def init(num_terms: int) -> MGDAState:
         del num_terms

@@ -1,14 +1,14 @@
 """A weighting in front of an ordinary optimizer, with the right to skip a step."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from multiterm_optax import _checks
+from multiterm_optax import _checks, _terms, _weighting
 from multiterm_optax._weighting import Weighting
-from multiterm_optax.aggregators import sum_terms
 from multiterm_optax.transforms import ReweightState, reweight
 
 
@@ -62,7 +62,6 @@ def weighted(
     num_terms = _checks.num_terms(num_terms, name)
     _checks.transformation(inner, "inner", name)
     outer = reweight(weighting, num_terms)
-    add = sum_terms()
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params: optax.Params) -> WeightedState:
@@ -76,16 +75,26 @@ def weighted(
         losses: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, WeightedState]:
-        outer_state: Any
-        mixed, outer_state = outer.update(
-            updates, state.reweight, params, losses=losses, **extra_args
+        _checks.term_axis(updates, params, name, num_terms)
+        losses = _weighting.losses_vector(
+            losses, name, num_terms, needed=weighting.reads_losses
         )
-        total, _ = add.update(mixed, optax.EmptyState(), params)
+        weights, found = _weighting.find_weights(
+            weighting,
+            jax.tree.leaves(updates),
+            state.reweight.weighting,
+            losses,
+            num_terms,
+            **extra_args,
+        )
+        # Weighted and summed at once: the weighted terms would be K more copies.
+        total = jax.tree.map(partial(_terms.weighted_sum, weights), updates)
+        outer_state = ReweightState(weights.astype(jnp.result_type(float)), found)
 
         def step(inner_state: optax.OptState) -> tuple[optax.Updates, optax.OptState]:
             return inner.update(total, inner_state, params, **extra_args)
 
-        ready = getattr(outer_state.weighting, "ready", None)
+        ready = getattr(found, "ready", None)
         if ready is None:
             stepped, inner_state = step(state.inner)
         else:

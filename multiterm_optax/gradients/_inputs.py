@@ -1,0 +1,97 @@
+"""What every way of differentiating several losses does first: read its arguments."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import keystr
+
+from multiterm_optax._typing import LossesFn
+
+
+def of_primals(
+    losses_fn: LossesFn,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    argnums: int | Sequence[int],
+    has_aux: bool,
+    name: str,
+) -> tuple[Callable[..., tuple[Any, Any]], tuple[Any, ...]]:
+    """Returns ``(losses, aux)`` as a function of what is differentiated, and that."""
+    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    primals = tuple(_argument(args, number, name) for number in numbers)
+    for number, primal in zip(numbers, primals, strict=True):
+        _check_parameters(primal, number, name)
+
+    def function(*chosen: Any) -> tuple[Any, Any]:
+        full = list(args)
+        for number, value in zip(numbers, chosen, strict=True):
+            full[number] = value
+        result = losses_fn(*full, **kwargs)
+        if not has_aux:
+            return result, None
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise TypeError(
+                f"{name}: with has_aux=True losses_fn must return a pair "
+                f"(losses, aux), found {type(result).__name__}."
+            )
+        return result
+
+    return function, primals
+
+
+def count_losses(losses: Any, name: str) -> int:
+    """Returns K; refuses what is neither an array [K] nor a pytree of K scalars."""
+    leaves = jax.tree_util.tree_leaves_with_path(losses)
+    if not leaves:
+        raise ValueError(
+            f"{name}: losses_fn must return at least one loss, found none."
+        )
+    for path, leaf in leaves:
+        where = f"losses{keystr(path)}"
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(
+                f"{name}: {where} must be real floating point, found "
+                f"{jnp.result_type(leaf)}."
+            )
+        if jnp.ndim(leaf) != 0 and not (len(leaves) == 1 and jnp.ndim(leaf) == 1):
+            raise TypeError(
+                f"{name}: losses_fn must return an array [K] or a pytree of K scalars; "
+                f"{where} has shape {jnp.shape(leaf)}."
+            )
+    if jnp.ndim(leaves[0][1]) == 0:
+        return len(leaves)
+    count = jnp.shape(leaves[0][1])[0]
+    if count == 0:
+        raise ValueError(f"{name}: losses_fn must return at least one loss, found [0].")
+    return count
+
+
+def cotangents(losses: Any, weights: jax.Array) -> Any:
+    """Weights [..., K] in the structure and the dtypes of the losses."""
+    flat, structure = jax.tree.flatten(losses)
+    if len(flat) == 1 and jnp.ndim(flat[0]) == 1:
+        return structure.unflatten([weights.astype(flat[0].dtype)])
+    return structure.unflatten(
+        [weights[..., i].astype(loss.dtype) for i, loss in enumerate(flat)]
+    )
+
+
+def _argument(args: tuple[Any, ...], number: int, name: str) -> Any:
+    if not -len(args) <= number < len(args):
+        raise ValueError(
+            f"{name}: argnums={number} must name one of the {len(args)} positional "
+            "arguments given."
+        )
+    return args[number]
+
+
+def _check_parameters(primal: Any, number: int, name: str) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(primal):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"{name}: argument {number}{keystr(path)} must be real floating point "
+                f"to be differentiated, found {dtype}."
+            )

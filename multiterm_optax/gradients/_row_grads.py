@@ -1,0 +1,267 @@
+"""Per-term gradients of terms that own their rows of a batch, each row used once."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jax.tree_util import keystr
+from jaxtyping import Array, Bool, Float, Int
+
+from multiterm_optax import _checks
+
+# Beyond this many terms an unrolled program takes long to compile.
+_MAX_UNROLLED = 16
+
+Passes = Literal["unroll", "vmap", "loop"]
+
+
+class _Plan(NamedTuple):
+    """Which rows each pass takes; N passes of C rows, at first one for each term."""
+
+    index: Int[Array, "N C"]
+    weights: Float[Array, "N C"]
+    used: Bool[Array, " N"]
+    terms: Int[Array, " N"]
+
+
+def value_and_row_grads(
+    row_losses_fn: Callable[..., Any],
+    num_terms: int,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    capacity: int | None = None,
+    passes: Passes | None = None,
+) -> Callable[..., tuple[Any, Any]]:
+    r"""Losses and their gradients where each term has its own rows of the batch.
+
+    For class losses, losses of several sources, or labels that only some rows have:
+    with :math:`\ell_r(\theta)` the loss of row r, :math:`\omega_r` its weight and
+    :math:`R_i` the rows of term i,
+
+    .. math::
+
+      L_i = \frac{\sum_{r \in R_i} \omega_r \ell_r}{\sum_{r \in R_i} \omega_r}, \qquad
+      g_i = \nabla_\theta L_i .
+
+    The rows are sorted by term and cut into passes that each hold the rows of one
+    term. K gradients then cost about what one gradient of the whole batch costs, where
+    :func:`value_and_term_grads` sends all B rows through all K backward passes. A term
+    without rows has loss 0 and gradient 0.
+
+    Args:
+      row_losses_fn: Function ``row_losses_fn(params, rows, *args, **kwargs)`` that
+        returns one loss for each row, [n], for any number n of rows. A row's loss must
+        not depend on which other rows are there (no batch normalisation).
+      num_terms: K, the number of terms.
+      reduction: ``"mean"``: as above. ``"sum"``: without the denominator.
+      capacity: The most rows that a term has in a batch, where the sampler promises
+        so, such as ``B // K`` for equal parts: K passes of ``capacity`` rows. A term
+        with more rows gets the loss NaN and the gradient NaN. ``None``: no promise is
+        needed. Passes of ``ceil(B / K)`` rows, at most 2K - 1 of them, hold the rows
+        however they are shared out: less than twice the work of one pass over the
+        batch.
+      passes: ``"unroll"``, ``"vmap"``, ``"loop"`` or ``None``, as in
+        :func:`value_and_term_grads`.
+
+    Returns:
+      A function ``fn(params, rows, row_terms, *args, row_weights=None, **kwargs)``
+      that returns ``(losses, grads)``: an array [K], and every leaf [K, \*p] in the
+      parameter's dtype. ``rows`` is a tree of arrays [B, ...]. ``row_terms`` [B] says
+      which term owns each row; a row with a negative number belongs to none, and a
+      number of K or more makes every loss NaN. ``row_weights`` [B] are not negative; a
+      row of weight 0 is left out. ``args`` and ``kwargs`` are passed on whole.
+
+    Raises:
+      TypeError: ``row_terms`` are not integers, or a parameter or loss is not real
+        floating point.
+      ValueError: Shapes do not fit, or an argument is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from multiterm_optax import value_and_row_grads
+      >>> def row_losses(w, rows):
+      ...     return 0.5 * (rows["x"] * w - rows["y"]) ** 2
+      >>> rows = {"x": jnp.array([1.0, 2.0, 3.0]), "y": jnp.array([0.0, 1.0, 1.0])}
+      >>> source = jnp.array([0, 1, 0])  # of three: the last one has no row here
+      >>> fn = value_and_row_grads(row_losses, num_terms=3)
+      >>> losses, grads = fn(jnp.array(1.0), rows, source)
+      >>> losses.tolist(), grads.tolist()
+      ([1.25, 0.5, 0.0], [3.5, 2.0, 0.0])
+    """
+    name = "value_and_row_grads"
+    num_terms = _checks.num_terms(num_terms, name)
+    _checks.one_of(reduction, "reduction", name, ("mean", "sum"))
+    _checks.one_of(passes, "passes", name, (None, "unroll", "vmap", "loop"))
+    if capacity is not None and (not isinstance(capacity, int) or capacity < 1):
+        raise ValueError(
+            f"{name}: capacity must be None or an int of at least 1, found "
+            f"{capacity!r}."
+        )
+
+    @functools.wraps(row_losses_fn)
+    def fn(
+        params: Any,
+        rows: Any,
+        row_terms: Any,
+        *args: Any,
+        row_weights: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Any, Any]:
+        row_terms = jnp.asarray(row_terms)
+        count = _check_rows(rows, row_terms, row_weights, name)
+        _check_parameters(params, name)
+        size = min(capacity or -(-count // num_terms), count)
+        weights = _normalized(row_terms, row_weights, num_terms, reduction)
+        plan = _plan(row_terms, weights, num_terms, size, promised=capacity is not None)
+
+        def one_pass(
+            index: Array, weights: Array, used: Array
+        ) -> tuple[jax.Array, Any]:
+            chosen = jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], rows)
+
+            def loss(params: Any) -> jax.Array:
+                losses = row_losses_fn(params, chosen, *args, **kwargs)
+                _check_losses(losses, size, name)
+                return jnp.sum(losses * weights.astype(losses.dtype))
+
+            value, grads = jax.value_and_grad(loss)(params)
+            # A pass without rows ran on some other term's: whatever it found is no
+            # part of the answer, not even a NaN.
+            return jax.tree.map(lambda x: jnp.where(used, x, 0), (value, grads))
+
+        leaves = jax.tree.leaves((params, rows, row_terms))
+        if any(isinstance(leaf, Tracer) for leaf in leaves):
+            # Unrolled passes are then traced once. Outside of any jit the passes
+            # would be compiled anew at each call.
+            one_pass = jax.jit(one_pass)
+        inputs = (plan.index, plan.weights, plan.used)
+        unroll = passes == "unroll" or (passes is None and num_terms <= _MAX_UNROLLED)
+        if unroll:
+            found = [
+                one_pass(*(one[i] for one in inputs)) for i in range(len(plan.terms))
+            ]
+            result = jax.tree.map(lambda *x: jnp.stack(x[:num_terms]), *found)
+            for i, extra in enumerate(found[num_terms:], num_terms):
+                result = _add(result, extra, plan.terms[i])
+            return result
+        if passes == "loop":
+            stacked = jax.lax.map(lambda x: one_pass(*x), inputs)
+        else:
+            stacked = jax.vmap(one_pass)(*inputs)
+        return jax.tree.map(
+            lambda x: x[:num_terms].at[plan.terms[num_terms:]].add(x[num_terms:]),
+            stacked,
+        )
+
+    return fn
+
+
+def _normalized(
+    row_terms: Array, row_weights: Any, num_terms: int, reduction: str
+) -> Array:
+    """What each row's loss is multiplied by in its term's loss."""
+    if row_weights is None:
+        weights = jnp.ones(row_terms.shape, jnp.result_type(float))
+    else:
+        weights = jnp.asarray(row_weights, jnp.result_type(float))
+    if reduction == "sum":
+        return weights
+    owners = row_terms == jnp.arange(num_terms)[:, None]
+    totals = jnp.sum(jnp.where(owners, weights, 0), axis=1)
+    total = totals[jnp.clip(row_terms, 0, num_terms - 1)]
+    return weights / jnp.where(total > 0, total, 1)
+
+
+def _plan(
+    row_terms: Array, weights: Array, num_terms: int, size: int, promised: bool
+) -> _Plan:
+    """Sorts the rows by term and cuts them into passes of ``size`` rows."""
+    total = row_terms.shape[0]
+    owned = (row_terms >= 0) & (weights != 0)
+    # A number that names no term is a mistake, and not to be lost silently.
+    weights = jnp.where(jnp.any(row_terms >= num_terms), jnp.nan, weights)
+    keys = jnp.where(owned, row_terms, num_terms)
+    order = jnp.argsort(keys, stable=True)
+    counts = jnp.sum(keys == jnp.arange(num_terms)[:, None], axis=1)
+    starts = jnp.cumsum(counts) - counts
+    terms, parts = jnp.arange(num_terms), jnp.zeros(num_terms, counts.dtype)
+    used = counts > 0
+    if promised:
+        over = (counts > size)[jnp.clip(row_terms, 0, num_terms - 1)]
+        weights = jnp.where(over, jnp.nan, weights)
+    else:
+        # Passes beyond a term's first; of all terms together at most this many.
+        extras = jnp.arange((total - 1) // size)
+        more = jnp.maximum(-(-counts // size) - 1, 0)
+        ends = jnp.cumsum(more)
+        owner = jnp.searchsorted(ends, extras, side="right")
+        owner = jnp.minimum(owner, num_terms - 1)
+        terms = jnp.concatenate([terms, owner])
+        parts = jnp.concatenate([parts, 1 + extras - (ends - more)[owner]])
+        used = jnp.concatenate([used, extras < ends[-1]])
+    first = (starts[terms] + parts * size)[:, None]
+    left = (counts[terms] - parts * size)[:, None]
+    # Places that are left over repeat the pass's first row, with weight 0: what one
+    # term's row does to the arithmetic cannot reach another term.
+    column = jnp.arange(size)
+    filled = (column < left) & used[:, None]
+    place = jnp.where(filled, first + column, first)
+    index = order[jnp.clip(place, 0, total - 1)]
+    return _Plan(index, jnp.where(filled, weights[index], 0), used, terms)
+
+
+def _add(stacked: Any, extra: Any, term: Array) -> Any:
+    def one_leaf(leaf: Array, added: Array) -> Array:
+        old = jax.lax.dynamic_index_in_dim(leaf, term, keepdims=False)
+        return jax.lax.dynamic_update_index_in_dim(leaf, old + added, term, 0)
+
+    return jax.tree.map(one_leaf, stacked, extra)
+
+
+def _check_rows(rows: Any, row_terms: Array, row_weights: Any, name: str) -> int:
+    if row_terms.ndim != 1 or row_terms.shape[0] == 0:
+        raise ValueError(
+            f"{name}: row_terms must have shape (B,) with B at least 1, found "
+            f"{row_terms.shape}."
+        )
+    if not jnp.issubdtype(row_terms.dtype, jnp.integer):
+        raise TypeError(f"{name}: row_terms must be integers, found {row_terms.dtype}.")
+    count = row_terms.shape[0]
+    if row_weights is not None and jnp.shape(row_weights) != (count,):
+        raise ValueError(
+            f"{name}: row_weights must have shape ({count},), one for each of "
+            f"row_terms, found {jnp.shape(row_weights)}."
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(rows):
+        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != count:
+            raise ValueError(
+                f"{name}: rows{keystr(path)} must have {count} rows, as row_terms, "
+                f"found shape {jnp.shape(leaf)}."
+            )
+    return count
+
+
+def _check_parameters(params: Any, name: str) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(
+                f"{name}: params{keystr(path)} must be real floating point to be "
+                f"differentiated, found {jnp.result_type(leaf)}."
+            )
+
+
+def _check_losses(losses: Any, size: int, name: str) -> None:
+    if jnp.shape(losses) != (size,):
+        found = getattr(losses, "shape", type(losses).__name__)
+        raise ValueError(
+            f"{name}: row_losses_fn must return one loss for each row, shape "
+            f"({size},) for the {size} rows of a pass, found {found}."
+        )
+    if not jnp.issubdtype(losses.dtype, jnp.floating):
+        raise TypeError(
+            f"{name}: row_losses_fn must return real floating point losses, found "
+            f"{losses.dtype}."
+        )

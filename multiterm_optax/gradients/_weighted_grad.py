@@ -1,0 +1,250 @@
+"""Weights first, then one ordinary backward pass."""
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from multiterm_optax import _checks, _weighting
+from multiterm_optax._typing import LossesFn
+from multiterm_optax._weighting import Weighting
+from multiterm_optax.gradients import _gramian, _inputs
+
+
+class WeightedGradState(NamedTuple):
+    """State of :func:`value_and_weighted_grad`.
+
+    Attributes:
+      weights: The weights in force, [K] or [K, K]; ones, or the identity, before the
+        first step.
+      weighting: The weighting's own state.
+      count: Number of steps so far, int32.
+    """
+
+    weights: jax.Array
+    weighting: Any
+    count: jax.Array
+
+
+class WeightedGrad(NamedTuple):
+    """The pair of functions that :func:`value_and_weighted_grad` returns.
+
+    Attributes:
+      init: ``init(num_terms) -> state``.
+      update: ``update(state, *args, **kwargs) -> (losses, grads, state)``, with the
+        arguments of ``losses_fn``.
+    """
+
+    init: Callable[[int], WeightedGradState]
+    update: Callable[..., tuple[Any, Any, WeightedGradState]]
+
+
+def value_and_weighted_grad(
+    losses_fn: LossesFn,
+    weighting: Weighting,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    *,
+    gramian: _gramian.Way | None = None,
+    every: int = 1,
+    shared: Any = None,
+) -> WeightedGrad:
+    r"""Losses and the gradient of their weighted sum, the weights found first.
+
+    .. math::
+
+      w = \mathrm{weighting}(J J^T, L), \qquad
+      g = \nabla_\theta \sum_i w_i L_i(\theta) = J^T w
+
+    where the rows of J are the gradients of the K losses and w is held constant. It is
+    what :func:`multiterm_optax.reweight` and :func:`multiterm_optax.sum_terms` make of
+    :func:`multiterm_optax.value_and_term_grads`, up to rounding, but K gradients never
+    stand side by side: the forward pass runs once, the passes behind it are reduced to
+    their dot products, and one backward pass makes g. A weighting that reads losses
+    only costs exactly one forward and one backward pass. The rows of a mixing matrix
+    are added up.
+
+    Args:
+      losses_fn: As in :func:`multiterm_optax.value_and_term_grads`.
+      weighting: What finds the weights, such as :func:`multiterm_optax.mgda`. One
+        whose state is not ``ready`` (:func:`multiterm_optax.inexact_mgda`) gives
+        weights, and so gradients, of zero: an optimizer behind it still takes its
+        step unless :func:`optax.transforms.conditionally_transform` or the like asks
+        ``state.weighting.ready``.
+      argnums: Positional argument of ``losses_fn``, or arguments, to differentiate.
+      has_aux: Whether ``losses_fn`` returns ``(losses, aux)``.
+      gramian: How the dot products are found. ``"leaf"``: K backward passes written
+        one after another, reduced leaf by leaf, so that XLA can free each leaf's K
+        gradients after it. ``"stack"``: the same, the passes batched. ``"forward"``: a
+        loop over the terms, each one backward pass and the derivative of all losses
+        along its result; least memory, and as precise as the model's own products;
+        not for functions with ``jax.custom_vjp``, and very slow for convolutions on
+        CPU. ``None``: ``"leaf"`` up to 16 terms; beyond, ``"forward"`` on CPU if the
+        derivative has neither convolutions nor ``custom_vjp`` nor types below float32,
+        else ``"stack"``.
+      every: n, a static int: the weights are found on one step in n, the first one
+        included, and held on the others, which cost one backward pass. Methods that
+        follow the losses (``dwa``, ``lbtw``, ``softadapt``, ``gradnorm``,
+        ``uncertainty``) then see those of one step in n only.
+      shared: The parameters that the terms share, as booleans: a tree like the
+        gradients, a prefix of it, or a function from what is differentiated to one.
+        Only they make the gramian and receive the weighted gradient. The others (a
+        term's own head) receive that of the plain sum of the losses, which is their
+        own term's. ``None``: all are shared.
+
+    Returns:
+      A :class:`multiterm_optax.gradients.WeightedGrad`. ``init(num_terms)`` makes the
+      state; ``update(state, *args, **kwargs)``, with the arguments of ``losses_fn``,
+      returns ``(losses, grads, state)``, or ``((losses, aux), grads, state)`` with
+      ``has_aux``. ``losses`` keeps its structure; ``grads`` looks like the parameters,
+      [\*p], for any Optax optimizer.
+
+    Raises:
+      TypeError: ``weighting``, ``every``, ``shared`` or the state is something else, or
+        a loss or parameter is not real floating point.
+      ValueError: ``every`` is below 1, ``gramian`` is not a choice or cannot be had,
+        ``shared`` does not fit, or ``losses_fn`` does not return ``num_terms`` losses.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from multiterm_optax import mgda, value_and_weighted_grad
+      >>> def losses_fn(w):
+      ...     return {"first": w[0], "second": 2 * w[1]}
+      >>> weighted_grad = value_and_weighted_grad(losses_fn, mgda())
+      >>> state = weighted_grad.init(num_terms=2)
+      >>> losses, grads, state = weighted_grad.update(state, jnp.array([3.0, 1.0]))
+      >>> [round(float(weight), 6) for weight in state.weights]
+      [0.8, 0.2]
+      >>> [round(float(g), 6) for g in grads]
+      [0.8, 0.4]
+    """
+    name = "value_and_weighted_grad"
+    if not isinstance(weighting, Weighting):
+        raise TypeError(
+            f"{name}: weighting must be a multiterm_optax.Weighting, such as mgda(), "
+            f"found {weighting!r}."
+        )
+    _checks.one_of(gramian, "gramian", name, _gramian.WAYS)
+    every = _period(every, name)
+
+    def init(num_terms: int) -> WeightedGradState:
+        num_terms = _checks.num_terms(num_terms, name)
+        state = weighting.init(num_terms)
+        return WeightedGradState(
+            weights=_weighting.neutral_weights(weighting, state, num_terms),
+            weighting=state,
+            count=jnp.zeros([], jnp.int32),
+        )
+
+    def update(
+        state: WeightedGradState, *args: Any, **kwargs: Any
+    ) -> tuple[Any, Any, WeightedGradState]:
+        _check_state(state, name)
+        function, primals = _inputs.of_primals(
+            losses_fn, args, kwargs, argnums, has_aux, name
+        )
+        whole = primals[0] if isinstance(argnums, int) else primals
+        trunk = None if shared is None else _broadcast(shared, whole, name)
+
+        losses, linear, aux = jax.linearize(function, *primals, has_aux=True)
+        num_terms = _inputs.count_losses(losses, name)
+        if state.weights.shape[-1] != num_terms:
+            raise ValueError(
+                f"{name}: losses_fn must return num_terms={state.weights.shape[-1]} "
+                f"losses, as given to init, found {num_terms}."
+            )
+        values = _weighting.losses_vector(losses, name, num_terms, needed=True)
+
+        def find() -> tuple[jax.Array, Any]:
+            found = None
+            if weighting.reads_gramian:
+                found = _gramian.gramian_of(
+                    linear,
+                    primals,
+                    losses,
+                    num_terms=num_terms,
+                    way=gramian,
+                    shared=trunk,
+                    name=name,
+                )
+            found, heard = jax.lax.stop_gradient((found, values))
+            weights, inner = weighting.update(found, state.weighting, losses=heard)
+            return weights.astype(state.weights.dtype), inner
+
+        if every == 1:
+            weights, inner = find()
+        else:
+            weights, inner = jax.lax.cond(
+                state.count % every == 0,
+                find,
+                lambda: (state.weights, state.weighting),
+            )
+
+        pullback = jax.linear_transpose(linear, *primals)
+        total = jax.lax.stop_gradient(weights)
+        total = total.sum(axis=0) if total.ndim == 2 else total
+        grads = pullback(_inputs.cotangents(losses, total))
+        if trunk is not None:
+            # XLA drops what nobody reads: the trunk's part of this pass, and the
+            # heads' part of the other.
+            plain = pullback(_inputs.cotangents(losses, jnp.ones_like(total)))
+            flags = jax.tree.structure(grads).unflatten(trunk)
+            grads = jax.tree.map(
+                lambda flag, *both: both[not flag], flags, grads, plain
+            )
+        picked = grads[0] if isinstance(argnums, int) else grads
+        count = jnp.asarray(optax.safe_increment(state.count))
+        after = WeightedGradState(weights, inner, count)
+        return ((losses, aux) if has_aux else losses), picked, after
+
+    return WeightedGrad(init, update)
+
+
+def _period(value: Any, name: str) -> int:
+    try:
+        every = None if isinstance(value, bool) else operator.index(value)
+    except (TypeError, jax.errors.JAXTypeError):
+        every = None
+    if every is None:
+        raise TypeError(
+            f"{name}: every must be a static Python int, at least 1, found {value!r}."
+        )
+    if every < 1:
+        raise ValueError(f"{name}: every must be at least 1, found {value!r}.")
+    return every
+
+
+def _check_state(state: Any, name: str) -> None:
+    if not isinstance(state, WeightedGradState):
+        raise TypeError(
+            f"{name}: update must be called as update(state, *args) with the "
+            "WeightedGradState that init(num_terms) or the last update returned, found "
+            f"{type(state).__name__}."
+        )
+
+
+def _broadcast(shared: Any, tree: Any, name: str) -> list[bool]:
+    """One boolean for each leaf of what is differentiated."""
+    named = shared(tree) if callable(shared) else shared
+    try:
+        full = jax.tree.map(
+            lambda flag, part: jax.tree.map(lambda _: flag, part), named, tree
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"{name}: shared must be a tree of booleans with the structure of the "
+            f"gradients, {jax.tree.structure(tree)}, or a prefix of it, found "
+            f"{jax.tree.structure(named)}."
+        ) from error
+    flags = jax.tree.leaves(full)
+    for flag in flags:
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name}: shared must hold booleans, found {flag!r}.")
+    if not any(flags):
+        raise ValueError(
+            f"{name}: shared must name at least one parameter, found none."
+        )
+    return flags

@@ -1,0 +1,339 @@
+"""Per-term gradients of terms with their own rows: the same numbers, for less."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from multiterm_optax import value_and_row_grads, value_and_term_grads
+from tests._asserts import (
+    CountedTraces,
+    assert_close,
+    assert_finite,
+    assert_message,
+    assert_single_trace,
+    assert_term_shapes,
+    assert_zero,
+)
+
+PASSES = ["unroll", "vmap", "loop"]
+TERMS = 4
+# How 12 rows may fall to four terms.
+SPLITS = {
+    "equal": np.arange(12) % 4,
+    "uneven": np.array([3, 0, 0, 1, 0, 3, 0, 2, 0, 1, 0, 0]),
+    "missing": np.array([2, 0, 0, 2, 0, 0, 2, 2, 0, 2, 2, 2]),
+    "all to one": np.full(12, 2),
+    "some to none": np.array([-1, 0, -1, 3, 3, 3, 3, 3, 3, 3, -7, 1]),
+}
+
+
+def make_params(dtype=jnp.float64):
+    rng = np.random.default_rng(0)
+    return {
+        "w": jnp.asarray(rng.normal(size=(3, 5)), dtype),
+        "b": jnp.asarray(rng.normal(size=5), dtype),
+        "scale": jnp.asarray(0.7, dtype),
+    }
+
+
+def make_rows(count=12, dtype=jnp.float64):
+    rng = np.random.default_rng(1)
+    return {
+        "x": jnp.asarray(rng.normal(size=(count, 3)), dtype),
+        "y": jnp.asarray(rng.normal(size=count), dtype),
+    }
+
+
+def row_losses(params, rows, power=2):
+    hidden = jnp.tanh(rows["x"] @ params["w"] + params["b"])
+    return (params["scale"] * hidden.sum(axis=1) - rows["y"]) ** power
+
+
+def term_losses(params, rows, row_terms, weights=None, reduction="mean"):
+    """The same losses as sums over the whole batch."""
+    weights = jnp.ones(len(row_terms)) if weights is None else weights
+    owners = (row_terms == jnp.arange(TERMS)[:, None]) * weights
+    sums = owners @ row_losses(params, rows)
+    if reduction == "sum":
+        return sums
+    return sums / jnp.where(owners.sum(axis=1) > 0, owners.sum(axis=1), 1)
+
+
+masked = jax.jit(value_and_term_grads(term_losses), static_argnames="reduction")
+
+
+@pytest.mark.parametrize("passes", PASSES)
+def test_equals_the_gradients_of_masked_losses(x64, passes):
+    params, rows = make_params(), make_rows()
+    fn = jax.jit(value_and_row_grads(row_losses, TERMS, passes=passes))
+    for row_terms in SPLITS.values():
+        losses, grads = fn(params, rows, row_terms)
+        expected = masked(params, rows, row_terms)
+        assert_close((losses, grads), expected, rtol=1e-12)
+        assert_term_shapes(grads, params, TERMS)
+        for term in set(range(TERMS)) - set(row_terms):
+            assert_zero((losses[term], jax.tree.map(lambda g, t=term: g[t], grads)))
+
+
+@pytest.mark.parametrize("count", [1, 3, 5, 13])
+def test_any_number_of_rows_in_any_split(x64, count):
+    params, rows = make_params(), make_rows(count)
+    fn = jax.jit(value_and_row_grads(row_losses, TERMS))
+    rng = np.random.default_rng(count)
+    for concentration in (0.1, 1.0, 10.0):
+        shares = rng.dirichlet(np.full(TERMS, concentration))
+        row_terms = rng.choice(TERMS, size=count, p=shares)
+        expected = masked(params, rows, row_terms)
+        assert_close(fn(params, rows, row_terms), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_row_weights(x64, reduction):
+    params, rows, row_terms = make_params(), make_rows(), SPLITS["uneven"]
+    weights = np.random.default_rng(2).uniform(0.1, 3.0, size=12)
+    weights[[1, 7]] = 0  # the second is the only row of its term
+    fn = jax.jit(value_and_row_grads(row_losses, TERMS, reduction=reduction))
+    found = fn(params, rows, row_terms, row_weights=weights)
+    expected = masked(params, rows, row_terms, weights, reduction=reduction)
+    assert_close(found, expected, rtol=1e-12)
+    assert_zero(found[0][2])
+
+
+def test_further_arguments_are_passed_on_whole(x64):
+    params, rows, row_terms = make_params(), make_rows(), SPLITS["equal"]
+
+    def scaled(params, rows, factors, *, power):
+        assert factors.shape == (9,)
+        return factors.sum() * row_losses(params, rows, power)
+
+    fn = value_and_row_grads(scaled, TERMS)
+    found = fn(params, rows, row_terms, jnp.ones(9), power=4)
+    expected = value_and_row_grads(lambda p, r: 9 * row_losses(p, r, 4), TERMS)(
+        params, rows, row_terms
+    )
+    assert_close(found, expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("passes", PASSES)
+def test_what_is_not_finite_stays_with_its_term(passes):
+    # The gradient of sqrt at 0 is infinite; 0 * inf is NaN where rows are masked.
+    def losses(w, x):
+        return jnp.sqrt(w * x)
+
+    x, row_terms = jnp.array([0.0, 1.0, 4.0, 9.0]), jnp.array([0, 1, 1, 1])
+    fn = jax.jit(value_and_row_grads(losses, 3, passes=passes))
+    values, grads = fn(jnp.array(1.0), x, row_terms)
+    assert not np.isfinite(grads[0])
+    np.testing.assert_allclose(grads[1:], [1.0, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(values, [0.0, 2.0, 0.0], rtol=1e-6)
+    # Nor does a row that belongs to no term, or has no weight.
+    for left_out in ({"row_terms": row_terms.at[0].set(-1)}, {"row_terms": row_terms}):
+        weights = jnp.array([0.0, 1.0, 1.0, 1.0])
+        found = fn(jnp.array(1.0), x, **left_out, row_weights=weights)
+        assert_finite(found)
+        assert_zero((found[0][0], found[1][0]))
+
+
+@pytest.mark.parametrize("passes", PASSES)
+def test_capacity(x64, passes):
+    params, rows = make_params(), make_rows()
+    fn = jax.jit(value_and_row_grads(row_losses, TERMS, capacity=3, passes=passes))
+    equal = SPLITS["equal"]
+    expected = masked(params, rows, equal)
+    assert_close(fn(params, rows, equal), expected, rtol=1e-12)
+    # Term 0 has a row too many: it is NaN, and the others are what they were.
+    over = equal.copy()
+    over[1] = 0
+    losses, grads = fn(params, rows, over)
+    expected = masked(params, rows, over)
+    assert np.isnan(losses[0])
+    assert all(np.isnan(leaf[0]).all() for leaf in jax.tree.leaves(grads))
+    rest = jax.tree.map(lambda leaf: leaf[1:], (losses, grads))
+    assert_close(rest, jax.tree.map(lambda leaf: leaf[1:], expected), rtol=1e-12)
+
+
+def test_a_number_that_names_no_term_is_not_lost_silently():
+    params, rows = make_params(jnp.float32), make_rows(dtype=jnp.float32)
+    wrong = SPLITS["equal"].copy()
+    wrong[5] = TERMS
+    losses, grads = jax.jit(value_and_row_grads(row_losses, TERMS))(params, rows, wrong)
+    assert np.isnan(losses).all()
+    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_many_terms(x64):
+    params, rows = make_params(), make_rows(40)
+    row_terms = np.random.default_rng(0).integers(0, 20, size=40)
+    fn = jax.jit(value_and_row_grads(row_losses, 20))
+    losses, grads = fn(params, rows, row_terms)
+    every = np.asarray(row_losses(params, rows))
+    for term in range(20):
+        own = every[row_terms == term]
+        mean = own.mean() if own.size else 0.0
+        np.testing.assert_allclose(losses[term], mean, rtol=1e-12)
+    # Their gradients together are that of the whole batch.
+    sizes = np.bincount(row_terms, minlength=20)
+    whole = jax.jit(jax.grad(lambda p: row_losses(p, rows).sum()))(params)
+    total = jax.tree.map(lambda g: np.tensordot(sizes, g, 1), grads)
+    assert_close(total, whole, rtol=1e-12)
+
+
+@pytest.mark.parametrize("passes", PASSES)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_gradients_keep_the_dtype_of_the_parameters(dtype, passes):
+    params, rows = make_params(dtype), make_rows(dtype=dtype)
+    fn = jax.jit(value_and_row_grads(row_losses, TERMS, passes=passes))
+    losses, grads = fn(params, rows, SPLITS["uneven"])
+    assert losses.dtype == dtype
+    assert_term_shapes(grads, params, TERMS)
+
+
+@pytest.mark.parametrize("passes", PASSES)
+def test_traced_once_over_many_steps(passes):
+    params, rows = make_params(jnp.float32), make_rows(dtype=jnp.float32)
+    counted = CountedTraces(row_losses)
+    step = jax.jit(value_and_row_grads(lambda *a: counted(*a), TERMS, passes=passes))
+    for split in SPLITS.values():
+        step(params, rows, jnp.asarray(split))
+    assert_single_trace(counted)
+
+
+# --- what it costs. Flops are XLA's own count -----------------------------------
+
+
+def flops(fn, *args):
+    return jax.jit(fn).lower(*args).compile().cost_analysis()["flops"]
+
+
+def network():
+    shapes = [(64, 256), (256, 256), (256, 10)]
+    params = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    rows = (
+        jax.ShapeDtypeStruct((80, 64), jnp.float32),
+        jax.ShapeDtypeStruct((80,), jnp.int32),
+    )
+
+    def losses(params, rows):
+        x, labels = rows
+        for w in params[:-1]:
+            x = jnp.tanh(x @ w)
+        return optax.softmax_cross_entropy_with_integer_labels(x @ params[-1], labels)
+
+    return losses, params, rows
+
+
+@pytest.mark.parametrize(
+    ("capacity", "factor"),
+    # Equal rows: each is used once. No promise: at most twice.
+    [(8, 1.3), (None, 2.6)],
+)
+def test_ten_gradients_for_about_one_pass(capacity, factor):
+    losses, params, rows = network()
+
+    def one_pass(params, rows):
+        return jax.value_and_grad(lambda p: losses(p, rows).mean())(params)
+
+    fn = value_and_row_grads(losses, 10, capacity=capacity)
+    found = flops(fn, params, rows, rows[1])
+    assert found <= factor * flops(one_pass, params, rows)
+
+
+def test_rows_stacked_by_term_need_no_sorting():
+    # The recipe of docs/rows.md: K losses, each of its own slice of [K, n, ...].
+    losses, params, (x, labels) = network()
+    batch = (
+        jax.ShapeDtypeStruct((10, 8, *x.shape[1:]), x.dtype),
+        jax.ShapeDtypeStruct((10, 8), labels.dtype),
+    )
+
+    def losses_fn(params, batch):
+        slices = [jax.tree.map(lambda leaf, k=k: leaf[k], batch) for k in range(10)]
+        return jnp.stack([losses(params, rows).mean() for rows in slices])
+
+    def one_pass(params, rows):
+        return jax.value_and_grad(lambda p: losses(p, rows).mean())(params)
+
+    found = flops(value_and_term_grads(losses_fn), params, batch)
+    assert found <= 1.3 * flops(one_pass, params, (x, labels))
+
+
+# --- bad input ------------------------------------------------------------------
+
+
+def call(row_terms=None, rows=None, params=None, fn=row_losses, weights=None, **kw):
+    params = make_params(jnp.float32) if params is None else params
+    rows = make_rows(dtype=jnp.float32) if rows is None else rows
+    row_terms = SPLITS["equal"] if row_terms is None else row_terms
+    apply = value_and_row_grads(fn, kw.pop("num_terms", TERMS), **kw)
+    return apply(params, rows, row_terms, row_weights=weights)
+
+
+BAD = {
+    "labels 2d": (
+        {"row_terms": np.zeros((3, 4), int)},
+        ValueError,
+        ["row_terms", "(B,)", "(3, 4)"],
+    ),
+    "labels float": ({"row_terms": np.zeros(12)}, TypeError, ["row_terms", "float"]),
+    "rows": (
+        {"rows": {"x": jnp.zeros((11, 3)), "y": jnp.zeros(12)}},
+        ValueError,
+        ["rows['x']", "12 rows", "(11, 3)"],
+    ),
+    "weights": ({"weights": np.ones(3)}, ValueError, ["row_weights", "(12,)", "(3,)"]),
+    "mean loss": (
+        {"fn": lambda p, r: row_losses(p, r).mean()},
+        ValueError,
+        ["one loss for each row", "(3,)", "()"],
+    ),
+    "integer loss": (
+        {"fn": lambda p, r: jnp.zeros(len(r["y"]), int)},
+        TypeError,
+        ["row_losses_fn", "int"],
+    ),
+    "integer parameter": (
+        {"params": {**make_params(jnp.float32), "b": jnp.zeros(5, int)}},
+        TypeError,
+        ["params['b']", "int"],
+    ),
+    "capacity": ({"capacity": 0}, ValueError, ["capacity", "at least 1", "0"]),
+    "reduction": ({"reduction": "max"}, ValueError, ["reduction", "'mean'", "'max'"]),
+    "passes": ({"passes": "scan"}, ValueError, ["passes", "'unroll'", "'scan'"]),
+    "num_terms": ({"num_terms": 0}, ValueError, ["num_terms", "at least 1"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named(own_errors, case):
+    kwargs, error, words = BAD[case]
+    with pytest.raises(error) as info:
+        call(**kwargs)
+    assert_message(info.value, "value_and_row_grads", *words)
+
+
+def test_wrapped_function_keeps_its_name():
+    assert value_and_row_grads(row_losses, 2).__name__ == "row_losses"
+
+
+def test_eager_equals_jitted():
+    params, rows = make_params(jnp.float32), make_rows(dtype=jnp.float32)
+    fn = value_and_row_grads(row_losses, TERMS)
+    args = (params, rows, SPLITS["uneven"])
+    assert_close(fn(*args), jax.jit(fn)(*args), rtol=1e-5)
+
+
+def test_the_page_of_the_documentation_runs():
+    page = Path(__file__).resolve().parents[2] / "docs" / "rows.md"
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        exec(compile(block, page.name, "exec"), names)
+    params, rows = names["params"], (names["x"], names["labels"])
+    found = jax.jit(names["class_grads"])(params, rows, rows[1])
+    expected = jax.jit(value_and_term_grads(names["class_losses"]))(params, rows)
+    assert_close(found, expected, rtol=1e-5)
+    assert float(names["losses"].mean()) < 0.7 * np.log(names["K"])

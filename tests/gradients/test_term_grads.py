@@ -1,0 +1,567 @@
+"""Losses and per-term gradients: K separate jax.grad calls, for less."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from multiterm_optax import term_grads, value_and_term_grads
+from tests._asserts import (
+    CountedTraces,
+    assert_close,
+    assert_identical,
+    assert_message,
+    assert_param_shapes,
+    assert_same_structure,
+    assert_single_trace,
+    assert_term_shapes,
+    assert_zero,
+)
+
+PASSES = ["unroll", "vmap", "loop"]
+
+
+def make_params(dtype=jnp.float64):
+    rng = np.random.default_rng(0)
+    return {
+        "a": jnp.asarray(rng.normal(size=(3, 2)), dtype),
+        "rest": [jnp.asarray(0.7, dtype), None],
+        "v": jnp.asarray([-1.0, 0.0, 1.0], dtype),
+    }
+
+
+def fit(p, x):
+    return jnp.sum(jnp.tanh(x @ p["a"] + p["rest"][0]) ** 2)
+
+
+def size(p, x):
+    return jnp.sum(p["a"] ** 2) + p["rest"][0] ** 4
+
+
+def pull(p, x):
+    return jnp.sum(jnp.sin(p["v"]) * x[0]) * p["rest"][0]
+
+
+SEPARATE = [fit, size, pull]
+WEIGHTS = np.array([1.0, -2.0, 0.5])
+
+
+def separately(losses, params, *args):
+    """Losses and gradients by K calls of jax.value_and_grad, stacked."""
+    pairs = [jax.jit(jax.value_and_grad(f))(params, *args) for f in losses]
+    values = [value for value, _ in pairs]
+    return values, jax.tree.map(lambda *g: np.stack(g), *(g for _, g in pairs))
+
+
+def all_losses(p, x):
+    return [loss(p, x) for loss in SEPARATE]
+
+
+# Ways to return three losses, each with the factors it multiplies them by.
+RETURNS = {
+    "list": (lambda p, x: all_losses(p, x), 1),
+    "tuple": (lambda p, x: tuple(all_losses(p, x)), 1),
+    "dict": (lambda p, x: dict(zip("abc", all_losses(p, x), strict=True)), 1),
+    "nested": (
+        lambda p, x: {"a": fit(p, x), "b": (size(p, x), {"c": pull(p, x)})},
+        1,
+    ),
+    "stack": (lambda p, x: jnp.stack(all_losses(p, x)), 1),
+    "array": (lambda p, x: jnp.array(all_losses(p, x)), 1),
+    "weighted stack": (lambda p, x: WEIGHTS * jnp.stack(all_losses(p, x)), WEIGHTS),
+    "weighted from the right": (
+        lambda p, x: jnp.array(all_losses(p, x)) * jnp.asarray(WEIGHTS),
+        WEIGHTS,
+    ),
+    "weighted by a scalar": (lambda p, x: 3.0 * jnp.stack(all_losses(p, x)), 3),
+    "negated": (lambda p, x: -jnp.stack(all_losses(p, x)), -1),
+    "concatenated": (
+        lambda p, x: jnp.concatenate(
+            [jnp.stack([fit(p, x), size(p, x)]), pull(p, x)[None]]
+        ),
+        1,
+    ),
+    "weights computed": (
+        lambda p, x: jnp.sum(x) * jnp.stack(all_losses(p, x)),
+        "sum of x",
+    ),
+    "reversed twice": (lambda p, x: jnp.stack(all_losses(p, x)[::-1])[::-1], 1),
+    "mapped": (lambda p, x: jax.vmap(jnp.sin)(jnp.stack(all_losses(p, x))), "sin"),
+    "divided": (lambda p, x: jnp.stack(all_losses(p, x)) / 4, 0.25),
+}
+
+
+def expected_for(factors, params, x):
+    losses = SEPARATE
+    if isinstance(factors, str) and factors == "sin":
+        losses = [lambda p, x, f=f: jnp.sin(f(p, x)) for f in losses]
+        factors = np.ones(3)
+    elif isinstance(factors, str):
+        factors = np.asarray(x).sum() * np.ones(3)
+    factors = np.broadcast_to(factors, 3)
+    values, grads = separately(losses, params, x)
+    scaled = jax.tree.map(
+        lambda g: g * factors.reshape(-1, *(1,) * (g.ndim - 1)), grads
+    )
+    return [f * v for f, v in zip(factors, values, strict=True)], scaled
+
+
+@pytest.fixture
+def x():
+    return jnp.asarray(np.random.default_rng(1).normal(size=(4, 3)))
+
+
+@pytest.mark.parametrize(
+    ("returns", "passes"),
+    [(returns, None) for returns in RETURNS]
+    + [(returns, passes) for returns in ("dict", "stack") for passes in PASSES],
+)
+def test_equals_separate_gradients(x64, x, returns, passes):
+    losses_fn, factors = RETURNS[returns]
+    params = make_params()
+    losses, grads = jax.jit(value_and_term_grads(losses_fn, passes=passes))(params, x)
+    values, expected = expected_for(factors, params, x)
+    assert_same_structure(losses, losses_fn(params, x))
+    found = np.stack(jax.tree.leaves(losses)).reshape(-1)
+    assert_close(found, np.stack(values), rtol=1e-13)
+    assert_close(grads, expected, rtol=1e-13)
+    assert_term_shapes(grads, params, 3)
+
+
+def test_dict_terms_come_in_the_order_of_the_leaves(x64, x):
+    params = make_params()
+    losses, grads = value_and_term_grads(
+        lambda p, x: {"z": fit(p, x), "a": size(p, x)}
+    )(params, x)
+    assert set(losses) == {"z", "a"}
+    _, expected = separately([size, fit], params, x)
+    assert_close(grads, expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("passes", PASSES)
+@pytest.mark.parametrize("shape", ["scalar", "vector", "dict"])
+def test_one_term(x64, x, shape, passes):
+    wrap = {
+        "scalar": lambda v: v,
+        "vector": lambda v: v[None],
+        "dict": lambda v: {"a": v},
+    }
+    params = make_params()
+    losses, grads = value_and_term_grads(
+        lambda p, x: wrap[shape](fit(p, x)), passes=passes
+    )(params, x)
+    value, expected = separately([fit], params, x)
+    assert_close(losses, wrap[shape](value[0]), rtol=1e-13)
+    assert_close(grads, expected, rtol=1e-13)
+
+
+def test_beyond_sixteen_terms(x64):
+    w = jnp.linspace(-1, 2, 5)
+    for terms in (16, 17, 40):
+        powers = jnp.arange(1, terms + 1)
+
+        def as_array(w, powers=powers):
+            return jnp.sum(jnp.sin(w)[None] * powers[:, None] ** 0.5, axis=1)
+
+        def as_dict(w, terms=terms):
+            return {
+                f"{i:02d}": (i + 1) ** 0.5 * jnp.sum(jnp.sin(w)) for i in range(terms)
+            }
+
+        expected = jnp.sqrt(powers)[:, None] * jnp.cos(w)
+        assert_close(jax.jit(term_grads(as_array))(w), expected, rtol=1e-13)
+        assert_close(jax.jit(term_grads(as_dict))(w), expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("passes", PASSES)
+def test_argnums(x64, passes):
+    def losses_fn(u, v, w):
+        return jnp.stack([jnp.sum(u * v) * w, jnp.sum(v**3) - w])
+
+    args = jnp.arange(3.0), jnp.arange(1.0, 4.0), jnp.asarray(2.0)
+    rows = [
+        jax.grad(lambda *a, i=i: losses_fn(*a)[i], (0, 1, 2))(*args) for i in (0, 1)
+    ]
+    full = jax.tree.map(lambda *g: jnp.stack(g), *rows)
+    for argnums in (0, 1, 2, -1, -3, (0, 2), (2, 0), (1,), [0, -1]):
+        found = term_grads(losses_fn, argnums, passes=passes)(*args)
+        if isinstance(argnums, int):
+            expected = full[argnums]
+        else:
+            expected = tuple(full[i] for i in argnums)
+        assert_close(found, expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("passes", PASSES)
+def test_aux_and_keyword_arguments(x64, x, passes):
+    def losses_fn(p, x, *, power, flag):
+        assert flag is True
+        out = {"a": fit(p, x), "b": size(p, x) ** power}
+        return out, {"hidden": x * 2, "name": "text"}
+
+    params = make_params()
+    (losses, aux), grads = value_and_term_grads(losses_fn, has_aux=True, passes=passes)(
+        params, x, power=2, flag=True
+    )
+    _, expected = separately([fit, lambda p, x: size(p, x) ** 2], params, x)
+    assert_close(grads, expected, rtol=1e-13)
+    assert set(losses) == {"a", "b"}
+    assert_identical(aux["hidden"], x * 2)
+    assert aux["name"] == "text"
+    only, aux = term_grads(losses_fn, has_aux=True, passes=passes)(
+        params, x, power=2, flag=True
+    )
+    assert_identical(only, grads)
+    assert_identical(aux["hidden"], x * 2)
+
+
+@pytest.mark.parametrize("passes", PASSES)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_gradients_keep_the_dtype_of_the_parameters(passes, dtype):
+    params = make_params(dtype)
+    batch = jnp.ones((4, 3))
+
+    def losses_fn(p, x):  # float32 losses of half-precision parameters
+        wide = jax.tree.map(lambda v: v.astype(jnp.float32), p)
+        return jnp.stack([fit(wide, x), size(wide, x), pull(wide, x)])
+
+    losses, grads = value_and_term_grads(losses_fn, passes=passes)(params, batch)
+    assert losses.dtype == jnp.float32
+    assert_term_shapes(grads, params, 3)
+    _, expected = separately(
+        [lambda p, x, i=i: losses_fn(p, x)[i] for i in range(3)], params, batch
+    )
+    assert_close(grads, expected, rtol=2 * float(jnp.finfo(dtype).eps))
+
+
+def test_losses_of_mixed_dtypes(x64):
+    w = jnp.asarray(2.0, jnp.float64)
+    losses, grads = value_and_term_grads(
+        lambda w: {"half": (w * 3).astype(jnp.bfloat16), "whole": w**2}
+    )(w)
+    assert losses["half"].dtype == jnp.bfloat16
+    assert_close(grads, jnp.array([3.0, 4.0]), rtol=1e-12)
+
+
+@jax.custom_vjp
+def clipped(v):
+    return v**2
+
+
+clipped.defvjp(lambda v: (v**2, v), lambda v, g: (jnp.clip(2 * v * g, -1.0, 1.0),))
+
+BODIES = {
+    "custom_vjp": lambda w: jnp.sum(clipped(w)),
+    "custom_jvp": lambda w: jnp.sum(jax.nn.relu(w)),
+    "scan": lambda w: jax.lax.scan(lambda c, v: (jnp.sin(c * v), None), 1.0, w)[0],
+    "map": lambda w: jnp.sum(jax.lax.map(jnp.exp, w)),
+    "cond": lambda w: jax.lax.cond(w[0] > 0, jnp.sum, lambda v: jnp.sum(v**2), w),
+    "fori": lambda w: jax.lax.fori_loop(0, 3, lambda _, c: c * jnp.sum(w), 1.0),
+    "remat": lambda w: jax.checkpoint(lambda v: jnp.sum(jnp.tanh(v) ** 2))(w),
+    "jit": lambda w: jax.jit(lambda v: jnp.prod(v))(w),
+    "stop_gradient": lambda w: jnp.sum(w * jax.lax.stop_gradient(w)),
+    "while outside": lambda w: (
+        jnp.sum(w) * jax.lax.while_loop(lambda c: c < 9, lambda c: c + 2, jnp.zeros(()))
+    ),
+    "integers inside": lambda w: jnp.sum(w[jnp.argsort(w)[:2]]),
+}
+
+
+@pytest.mark.parametrize(
+    ("body", "passes"),
+    [(body, None) for body in BODIES]
+    + [("custom_vjp", "vmap"), ("cond", "vmap"), ("scan", "vmap"), ("scan", "loop")],
+)
+def test_control_flow_and_custom_derivatives(x64, passes, body):
+    w = jnp.array([0.4, -1.2, 2.0])
+
+    def other(v):
+        return jnp.sum(jnp.cos(v))
+
+    terms = [BODIES[body], other]
+    _, expected = separately(terms, w)
+    for form in (list, jnp.stack):
+
+        def losses_fn(v, form=form):
+            return form([f(v) for f in terms])
+
+        found = jax.jit(term_grads(losses_fn, passes=passes))(w)
+        assert_close(found, expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("passes", PASSES)
+@pytest.mark.parametrize("stacked", [False, True])
+def test_term_without_parameters_has_zero_gradient(passes, stacked):
+    def losses_fn(w, x):
+        terms = [jnp.sum(w**2), jnp.sum(x), jnp.asarray(3.0)]
+        return jnp.stack(terms) if stacked else terms
+
+    w = jnp.arange(3.0)
+    fn = term_grads(losses_fn, passes=passes)
+    for run in (fn, jax.jit(fn)):
+        grads = run(w, jnp.ones(2))
+        assert_identical(grads[0], 2 * w)
+        assert_zero(grads[1:])
+
+
+@pytest.mark.parametrize("passes", PASSES)
+def test_no_term_touches_the_parameters(passes):
+    grads = term_grads(lambda w: [jnp.asarray(1.0), jnp.asarray(2.0)], passes=passes)(
+        jnp.ones(3)
+    )
+    assert grads.shape == (2, 3)
+    assert_zero(grads)
+
+
+@pytest.mark.parametrize("passes", PASSES)
+def test_vmap_over_a_batch(x64, passes):
+    def losses_fn(w, x):
+        return {"a": jnp.sum(w * x) ** 2, "b": jnp.sum(w**3)}
+
+    w, xs = jnp.arange(1.0, 4.0), jnp.arange(6.0).reshape(2, 3)
+    fn = value_and_term_grads(losses_fn, passes=passes)
+    losses, grads = jax.jit(jax.vmap(fn, in_axes=(None, 0)))(w, xs)
+    assert grads.shape == (2, 2, 3)
+    for i in range(2):
+        one_losses, one_grads = fn(w, xs[i])
+        assert_close(jax.tree.map(lambda v, i=i: v[i], losses), one_losses, rtol=1e-13)
+        assert_close(grads[i], one_grads, rtol=1e-13)
+
+
+@pytest.mark.parametrize("passes", PASSES)
+@pytest.mark.parametrize("stacked", [False, True])
+def test_second_derivatives(x64, passes, stacked):
+    def losses_fn(w):
+        terms = [jnp.sum(jnp.sin(w) ** 2), jnp.prod(w)]
+        return jnp.stack(terms) if stacked else terms
+
+    w, v = jnp.array([0.3, -0.5, 1.1]), jnp.array([1.0, 2.0, -1.0])
+    fn = term_grads(losses_fn, passes=passes)
+    found = jax.jvp(fn, (w,), (v,))[1]
+    hessians = [jax.hessian(lambda w, i=i: losses_fn(w)[i])(w) for i in (0, 1)]
+    assert_close(found, jnp.stack([h @ v for h in hessians]), rtol=1e-12)
+
+    def penalty(w):
+        return jnp.sum(fn(w) ** 2)
+
+    expected = sum(
+        2 * h @ jax.grad(lambda w, i=i: losses_fn(w)[i])(w)
+        for i, h in enumerate(hessians)
+    )
+    assert_close(jax.grad(penalty)(w), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("passes", PASSES)
+def test_the_forward_pass_is_traced_once(passes):
+    counted = CountedTraces(lambda w: [jnp.sum(w**2), jnp.sum(w), jnp.prod(w)])
+
+    def losses_fn(w):
+        return counted(w)
+
+    fn = jax.jit(value_and_term_grads(losses_fn, passes=passes))
+    for _ in range(3):
+        fn(jnp.ones(4))
+    assert_single_trace(counted)
+
+
+def test_wrapped_function_keeps_its_name():
+    def my_losses(w):
+        """Doc."""
+        return [w]
+
+    assert value_and_term_grads(my_losses).__name__ == "my_losses"
+    assert term_grads(my_losses).__doc__ == "Doc."
+
+
+def test_numpy_parameters_and_python_floats_are_parameters():
+    grads = term_grads(lambda p: [p["w"] * 2, jnp.sum(p["v"]) * p["w"]])(
+        {"w": 3.0, "v": np.ones(2, np.float32)}
+    )
+    assert_identical(grads["w"], jnp.array([2.0, 2.0]))
+    assert_identical(grads["v"], jnp.array([[0.0, 0.0], [3.0, 3.0]]))
+
+
+# What a term does not touch costs nothing. Flops are XLA's own count.
+
+
+def flops(fn, *args):
+    return jax.jit(fn).lower(*args).compile().cost_analysis()["flops"]
+
+
+def network(*sizes):
+    """Layers to count flops with: their entries do not matter."""
+    return [jnp.full(shape, 0.1) for shape in itertools.pairwise(sizes)]
+
+
+def forward(layers, x):
+    for layer in layers:
+        x = jnp.tanh(x @ layer)
+    return x
+
+
+@pytest.mark.parametrize("form", ["dict", "stack", "array", "weighted", "negated"])
+def test_penalty_costs_nothing(form):
+    params = network(16, 32, 32, 4)
+    x = jnp.ones((64, 16))
+
+    def both(params, x):
+        task = jnp.mean((forward(params, x) - 1) ** 2)
+        return task, sum(jnp.sum(w**2) for w in params)
+
+    forms = {
+        "dict": lambda *a: dict(zip(("task", "l2"), both(*a), strict=True)),
+        "stack": lambda *a: jnp.stack(both(*a)),
+        "array": lambda *a: jnp.array(both(*a)),
+        "weighted": lambda *a: jnp.array([1.0, 1e-4]) * jnp.stack(both(*a)),
+        "negated": lambda *a: -jnp.stack(both(*a)),
+    }
+    ratio = flops(value_and_term_grads(forms[form]), params, x) / flops(
+        jax.value_and_grad(lambda *a: sum(both(*a))), params, x
+    )
+    assert ratio <= 1.05
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["dict", "stack"])
+def test_heads_cost_one_pass_each(stacked):
+    heads = 4
+    params = {
+        "trunk": network(16, 32, 32),
+        "heads": {f"h{i}": network(32, 24, 3) for i in range(heads)},
+    }
+    x = jnp.ones((64, 16))
+
+    def head_loss(head, hidden):
+        return jnp.mean((forward(head, hidden) - 1) ** 2)
+
+    def losses_fn(params, x):
+        hidden = forward(params["trunk"], x)
+        losses = {k: head_loss(h, hidden) for k, h in params["heads"].items()}
+        return jnp.stack(list(losses.values())) if stacked else losses
+
+    found = flops(value_and_term_grads(losses_fn), params, x)
+    head, trunk = params["heads"]["h0"], params["trunk"]
+    hidden = jnp.ones((64, 32))
+    trunk_forward = flops(forward, trunk, x)
+    trunk_both = flops(
+        lambda t, x: jax.vjp(lambda t: forward(t, x), t)[1](hidden), trunk, x
+    )
+    one_head = flops(jax.value_and_grad(head_loss, (0, 1)), head, hidden)
+    expected = trunk_forward + heads * (trunk_both - trunk_forward) + heads * one_head
+    assert found <= 1.05 * expected
+
+
+def test_unrolled_passes_share_the_forward_pass():
+    params = network(16, 32, 32, 3)
+    x = jnp.ones((64, 16))
+
+    def losses_fn(params, x):
+        return jnp.mean((forward(params, x) - 1) ** 2, axis=0)
+
+    one_forward = flops(losses_fn, params, x)
+    one_pair = flops(jax.value_and_grad(lambda *a: losses_fn(*a).sum()), params, x)
+    found = flops(value_and_term_grads(losses_fn, passes="unroll"), params, x)
+    assert found <= 1.05 * (one_forward + 3 * (one_pair - one_forward))
+
+
+# Bad input.
+
+
+def errors_of(losses_fn, *args, **options):
+    return lambda: value_and_term_grads(losses_fn, **options)(*args)
+
+
+W = jnp.ones(3)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (errors_of(lambda w: w, jnp.ones((2, 3))), TypeError, ["losses_fn", "(2, 3)"]),
+        (
+            errors_of(lambda w: {"a": w, "b": jnp.sum(w)}, W),
+            TypeError,
+            ["losses['a']", "K scalars", "(3,)"],
+        ),
+        (
+            errors_of(lambda w: [w, w], W),
+            TypeError,
+            ["losses[0]", "array [K] or a pytree of K scalars", "(3,)"],
+        ),
+        (
+            errors_of(lambda w: {"a": jnp.sum(w), "n": jnp.asarray(3)}, W),
+            TypeError,
+            ["losses['n']", "floating point", "int32"],
+        ),
+        (
+            errors_of(lambda w: jnp.sum(w) * 1j, W),
+            TypeError,
+            ["losses", "real floating point", "complex64"],
+        ),
+        (errors_of(lambda w: {}, W), ValueError, ["losses_fn", "at least one", "none"]),
+        (
+            errors_of(lambda w: None, W),
+            ValueError,
+            ["losses_fn", "at least one", "none"],
+        ),
+        (
+            errors_of(lambda w: w[:0], W),
+            ValueError,
+            ["losses_fn", "at least one", "[0]"],
+        ),
+        (
+            errors_of(lambda p: jnp.sum(p["w"]), {"w": jnp.arange(3)}),
+            TypeError,
+            ["argument 0['w']", "floating point", "int32"],
+        ),
+        (
+            errors_of(lambda w: jnp.sum(jnp.abs(w)), jnp.ones(2, jnp.complex64)),
+            TypeError,
+            ["argument 0", "real floating point", "complex64"],
+        ),
+        (
+            errors_of(lambda w: jnp.sum(w), W, argnums=1),
+            ValueError,
+            ["argnums=1", "1 positional"],
+        ),
+        (
+            errors_of(lambda w: jnp.sum(w), W, argnums=(0, -2)),
+            ValueError,
+            ["argnums=-2", "1 positional"],
+        ),
+        (
+            errors_of(lambda w: jnp.sum(w), W, has_aux=True),
+            TypeError,
+            ["has_aux", "(losses, aux)", "found"],
+        ),
+        (
+            errors_of(lambda w: (jnp.sum(w), 1, 2), W, has_aux=True),
+            TypeError,
+            ["has_aux", "(losses, aux)", "tuple"],
+        ),
+        (
+            errors_of(lambda w: jnp.sum(w), W, passes="scan"),
+            ValueError,
+            ["passes", "'unroll', 'vmap', 'loop'", "'scan'"],
+        ),
+    ],
+)
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+def test_bad_input_is_named(own_errors, call, error, words, jit):
+    with pytest.raises(error) as caught:
+        jax.jit(call)() if jit else call()
+    assert_message(caught.value, *words)
+
+
+@pytest.mark.parametrize("passes", ["vmap", "loop", "unroll"])
+def test_non_scalar_losses_are_refused_by_every_way(own_errors, passes):
+    with pytest.raises(TypeError, match="K scalars"):
+        value_and_term_grads(lambda w: [w, w], passes=passes)(W)
+
+
+def test_outputs_keep_structure_of_parameters():
+    params = {"a": (jnp.ones(2), None), "b": []}
+    grads = term_grads(lambda p: [jnp.sum(p["a"][0])] * 2)(params)
+    assert_same_structure(grads, params)
+    assert_param_shapes(jax.tree.map(lambda g: g[0], grads), params)

@@ -1,0 +1,40 @@
+"""The K x K solver: few iterations, and every optimum found, one at zero too."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from multiterm_optax._nnqp import solve
+from tests.weightings import _jacobians
+
+KINDS = _jacobians.WELL_POSED + _jacobians.DEGENERATE
+
+
+def unit_gramian(kind, rng, terms, parameters):
+    rows = kind(rng, terms, parameters)
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return jnp.asarray((rows @ rows.T).astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("terms", [3, 10, 64])
+def test_the_solver_takes_at_most_twenty_iterations(kind, terms, rng):
+    ones, zeros = jnp.ones(terms), jnp.zeros(terms)
+    for parameters in (300, max(terms // 3, 1)):
+        gramian = unit_gramian(kind, rng, terms, parameters)
+        min_norm = solve(gramian, ones, ones)
+        assert min_norm.converged
+        assert min_norm.iterations <= 20
+        # The projection of the first gradient on the dual cone.
+        dual = solve(gramian, zeros, -gramian[0])
+        assert dual.converged
+        assert dual.iterations <= 20
+
+
+def test_the_solver_finds_an_optimum_at_zero(rng):
+    # No conflict: nothing is to be added. Also where q is small against 1.
+    gramian = unit_gramian(_jacobians.aligned, rng, 10, 300)
+    for scale in (1e-6, 1.0, 1e6):
+        found = solve(gramian, jnp.zeros(10), -scale * gramian[0])
+        assert found.converged
+        assert float(jnp.max(found.z)) <= 1e-6 * scale
