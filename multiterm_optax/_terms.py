@@ -51,8 +51,8 @@ def _gramian(leaf: TermLeaf) -> Gramian:
     num_terms = leaf.shape[0]
     if num_terms > _MAX_PAIRED:
         return _gramian_by_blocks(leaf)
-    # Few terms: reducing the products of all pairs needs no copy of the gradients, is as
-    # fast as a thin matrix product on CPU, and loses no digits however long the leaf is.
+    # Few terms: reducing the products of all pairs needs no copy of the gradients, is
+    # as fast as a thin matrix product on CPU, and keeps its digits on long leaves.
     axes = tuple(range(2, leaf.ndim + 1))
     return jnp.sum(leaf[:, None] * leaf[None, :], axis=axes)
 
