@@ -6,7 +6,7 @@ way to it; none outlives its K x K result.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -16,7 +16,7 @@ from jax.extend import core
 from multiterm_optax import _terms
 from multiterm_optax._typing import Gramian
 from multiterm_optax.gradients._inputs import cotangents
-from multiterm_optax.gradients._outputs import split_outputs
+from multiterm_optax.gradients._outputs import equations, split_outputs
 
 Way = Literal["leaf", "stack", "forward"]
 WAYS = (None, "leaf", "stack", "forward")
@@ -103,7 +103,7 @@ def _choose(
     # than float32 has, and fill up with a batch of passes rather than with one.
     if jax.default_backend() != "cpu":
         return "stack"
-    for eqn in _equations(_jaxpr(linear, primals)):
+    for eqn in equations(_jaxpr(linear, primals)):
         # XLA:CPU has no fast convolution inside a loop.
         if eqn.primitive.name in ("conv_general_dilated", "custom_lin"):
             return "stack"
@@ -116,14 +116,3 @@ def _choose(
 
 def _jaxpr(linear: Callable[..., Any], primals: tuple[Any, ...]) -> core.Jaxpr:
     return jax.make_jaxpr(linear)(*primals).jaxpr
-
-
-def _equations(jaxpr: Any) -> Iterator[Any]:
-    """The equations of a program and of those inside it: loops, branches, calls."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for value in eqn.params.values():
-            for part in value if isinstance(value, tuple | list) else (value,):
-                inner = getattr(part, "jaxpr", part)
-                if hasattr(inner, "eqns"):
-                    yield from _equations(inner)

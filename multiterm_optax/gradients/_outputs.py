@@ -8,7 +8,7 @@ choice of leaf; for an array, the operations that assembled it
 weights, a change of dtype or sign) are followed back to the scalar.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -75,3 +75,14 @@ def _element(
 
 def _weighted(weight: jax.Array, read: Read) -> Read:
     return lambda x: weight * read(x)
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """The equations of a program and of those inside it: loops, branches, calls."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in eqn.params.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(part, "jaxpr", part)
+                if hasattr(inner, "eqns"):
+                    yield from equations(inner)

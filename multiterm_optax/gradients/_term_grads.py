@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from multiterm_optax import _checks, _terms
 from multiterm_optax._typing import LossesFn
 from multiterm_optax.gradients import _inputs
-from multiterm_optax.gradients._outputs import split_outputs
+from multiterm_optax.gradients._outputs import equations, split_outputs
 
 # Beyond this many terms an unrolled program takes long to compile.
 _MAX_UNROLLED = 16
@@ -41,9 +41,11 @@ def value_and_term_grads(
       has_aux: Whether ``losses_fn`` returns ``(losses, aux)``.
       passes: How the K backward passes run. ``"unroll"`` writes them one after
         another, so that XLA shares what they have in common and drops what a term
-        does not touch; ``"vmap"`` batches them (more memory, short programs);
-        ``"loop"`` runs them in a loop (least memory; very slow for convolutions
-        on CPU). ``None``: ``"unroll"`` up to 16 terms, ``"vmap"`` beyond.
+        does not touch; ``"vmap"`` batches them (more memory, short programs; on CPU
+        jaxlib 0.10, but not 0.12, then gives wrong gradients for attention, as it does
+        for ``jax.jacrev``); ``"loop"`` runs them in a loop (least memory; very slow
+        for convolutions on CPU). ``None``: ``"unroll"`` up to 16 terms; beyond,
+        ``"loop"`` on CPU where there is no convolution, else ``"vmap"``.
 
     Returns:
       A function with the arguments of ``losses_fn`` that returns
@@ -135,12 +137,25 @@ def _differentiate(
     if passes is None and num_terms > _MAX_UNROLLED:
         # The linear function is at hand: transposing it whole is the same pullback.
         pullback = jax.linear_transpose(linear, *primals)
-        return losses, aux, _batched_passes(pullback, losses, num_terms, "vmap")
+        chosen = _choose_for_many(linear, primals)
+        return losses, aux, _batched_passes(pullback, losses, num_terms, chosen)
     rows = []
     for one_loss in split_outputs(linear, primals, num_terms):
         cotangent = jnp.ones_like(jax.eval_shape(one_loss, *primals))
         rows.append(jax.linear_transpose(one_loss, *primals)(cotangent))
     return losses, aux, jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+
+
+def _choose_for_many(linear: Callable[..., Any], primals: tuple[Any, ...]) -> Passes:
+    # Accelerators fill up with a batch of passes rather than with one; and XLA:CPU has
+    # no fast convolution inside a loop. Else a loop is as fast and needs the least
+    # memory, and does not meet the fault of jaxlib 0.10 (gone in 0.12), whose fused
+    # batched products on CPU give wrong gradients for attention under vmap.
+    if jax.default_backend() != "cpu":
+        return "vmap"
+    program = jax.make_jaxpr(linear)(*primals).jaxpr
+    names = {eqn.primitive.name for eqn in equations(program)}
+    return "vmap" if "conv_general_dilated" in names else "loop"
 
 
 def _batched_passes(

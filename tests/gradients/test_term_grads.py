@@ -565,3 +565,45 @@ def test_outputs_keep_structure_of_parameters():
     grads = term_grads(lambda p: [jnp.sum(p["a"][0])] * 2)(params)
     assert_same_structure(grads, params)
     assert_param_shapes(jax.tree.map(lambda g: g[0], grads), params)
+
+
+# --- the default for many terms ------------------------------------------------------
+
+
+def attend(params, x):
+    """Seventeen losses of a layer of attention with four heads."""
+    batch, length, width = x.shape
+    split = (x @ params["qkv"]).reshape(batch, length, 3, 4, -1)
+    query, key, value = (split[:, :, i].swapaxes(1, 2) for i in range(3))
+    mixed = jax.nn.softmax(query @ key.swapaxes(2, 3)) @ value
+    mixed = x + mixed.swapaxes(1, 2).reshape(batch, length, width)
+    return jnp.square(mixed.mean(axis=1) @ params["head"] - 1).mean(axis=0)
+
+
+def test_attention_with_many_terms():
+    """Batched products that jaxlib 0.10 gets wrong on CPU are not used by default."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {
+        "qkv": jax.random.normal(keys[0], (32, 96)) / 4,
+        "head": jax.random.normal(keys[1], (32, 17)) / 4,
+    }
+    x = jax.random.normal(keys[2], (16, 16, 32))
+    found = jax.jit(term_grads(attend))(params, x)
+    apart = jax.jit(term_grads(attend, passes="unroll"))(params, x)
+    assert_close(found, apart, rtol=1e-4)
+
+
+def loops(losses_fn, *args):
+    """Whether the per-term gradients of a program run in a loop."""
+    program = str(jax.make_jaxpr(term_grads(losses_fn))(*args))
+    return "scan[" in program or "while[" in program
+
+
+def test_many_terms_loop_on_cpu_but_for_convolutions():
+    def convolved(kernel, images):
+        maps = jax.lax.conv(images, kernel, (1, 1), "SAME")
+        return jnp.square(maps).mean(axis=(0, 2, 3))
+
+    dense = {"qkv": jnp.ones((32, 96)), "head": jnp.ones((32, 17))}
+    assert loops(attend, dense, jnp.ones((2, 4, 32)))
+    assert not loops(convolved, jnp.ones((17, 3, 3, 3)), jnp.ones((2, 3, 8, 8)))
