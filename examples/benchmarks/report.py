@@ -26,7 +26,7 @@ BUSY = 3.5  # processes that run or wait: the two threads' own, and more than on
 
 
 def write(results: dict[str, Any], out: Path, *, short: bool = False) -> None:
-    """Prints the tables and saves ``report.md`` and ``plot.png`` in ``out``."""
+    """Prints the tables and saves ``report.md`` and ``report.png`` in ``out``."""
     import drawing
 
     console = Console()
