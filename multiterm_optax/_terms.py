@@ -47,6 +47,21 @@ def gramian(*leaves: Shaped[Array, "K ..."], num_terms: int) -> Gramian:
     return total
 
 
+def gramian_of_rows(*leaves: tuple[Array, ...], num_terms: int) -> Gramian:
+    """As :func:`gramian`, of leaves that are not stacked: K arrays each, few terms."""
+    pairs = [(i, j) for i in range(num_terms) for j in range(i, num_terms)]
+    dtype = accumulator_dtype(*(rows[0] for rows in leaves))
+    upper = {pair: jnp.zeros([], dtype) for pair in pairs}
+    for rows in leaves:
+        wide = [row.astype(dtype) for row in rows]
+        for i, j in pairs:
+            upper[i, j] = upper[i, j] + jnp.sum(wide[i] * wide[j])
+    every = [
+        upper[min(i, j), max(i, j)] for i in range(num_terms) for j in range(num_terms)
+    ]
+    return jnp.stack(every).reshape(num_terms, num_terms)
+
+
 def _gramian(leaf: TermLeaf) -> Gramian:
     num_terms = leaf.shape[0]
     if num_terms > _MAX_PAIRED:

@@ -24,6 +24,9 @@ WAYS = (None, "leaf", "stack", "forward")
 # Beyond this many terms an unrolled program takes long to compile.
 _MAX_UNROLLED = 16
 
+# Up to this many terms the pairs of gradients are few enough to write out.
+_MAX_PAIRED = 8
+
 
 def gramian_of(
     linear: Callable[..., Any],
@@ -48,6 +51,12 @@ def gramian_of(
         for one_loss in split_outputs(linear, primals, num_terms):
             one = jnp.ones_like(jax.eval_shape(one_loss, *primals))
             rows.append(jax.linear_transpose(one_loss, *primals)(one))
+        if num_terms <= _MAX_PAIRED:
+            # Apart as they are, the gradients of a pair need not be stacked first.
+            parts = list(zip(*map(jax.tree.leaves, rows), strict=True))
+            if shared is not None:
+                parts = list(itertools.compress(parts, shared))
+            return _terms.gramian_of_rows(*parts, num_terms=num_terms)
         grads = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
     else:
         pullback = jax.linear_transpose(linear, *primals)
@@ -66,7 +75,7 @@ def _forward(
     shared: list[bool] | None,
     name: str,
 ) -> Gramian:
-    names = {eqn.primitive.name for eqn in _equations(_jaxpr(linear, primals))}
+    names = {eqn.primitive.name for eqn in equations(_jaxpr(linear, primals))}
     if "custom_lin" in names:
         raise ValueError(
             f"{name}: gramian='forward' needs forward derivatives, which losses_fn "
