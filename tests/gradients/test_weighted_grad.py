@@ -166,7 +166,8 @@ def test_equals_reweight_and_sum_terms(name):
         losses, grads, later = update(state, params, x)
         expected, total, chain_state = by_chain(chain_state, params, x)
         assert_close(losses, expected, rtol=1e-14)
-        assert_close(grads, total, rtol=1e-9)
+        # A weight that is zero at the optimum is known to be nothing, not to digits.
+        assert_close(grads, total, rtol=1e-9, atol=1e-15)
         assert_close(later.weights, chain_state[0].weights, rtol=1e-9)
         assert_same_signature(later, state)
         # And against K calls of jax.grad.
