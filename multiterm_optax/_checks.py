@@ -131,6 +131,24 @@ def prng_key(value: Any, argument: str, name: str) -> tuple[jax.Array, Any]:
     return jnp.asarray(value), None
 
 
+def present(value: Any, name: str, count: int) -> jax.Array | None:
+    """Returns the mask of the terms that are there in this step, or None for all."""
+    if value is None:
+        return None
+    try:
+        mask = jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name}: present must be an array of {count} booleans, found {value!r}."
+        ) from None
+    if mask.dtype != jnp.bool_ or mask.shape != (count,):
+        raise ValueError(
+            f"{name}: present must be an array of booleans of shape ({count},), True "
+            f"where a term is there, found dtype {mask.dtype} and shape {mask.shape}."
+        )
+    return mask
+
+
 def term_axis(updates: Any, params: Any, name: str, count: int | None = None) -> None:
     """Refuses updates whose leaves are not [K, *p].
 

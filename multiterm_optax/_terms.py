@@ -10,7 +10,7 @@ from functools import reduce
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 from multiterm_optax._typing import Gramian, Leaf, Mixing, Norms, TermLeaf, Weights
 
@@ -95,6 +95,14 @@ def _gramian_by_blocks(leaf: TermLeaf) -> Gramian:
     return jax.lax.dot_general(
         leaf, leaf, ((axes, axes), ((), ())), precision="highest"
     )
+
+
+def only_present(present: Bool[Array, " K"] | None, leaf: TermLeaf) -> TermLeaf:
+    """Zeros in place of absent terms, whatever they hold; all are there for None."""
+    if present is None:
+        return leaf
+    there = present.reshape(-1, *(1,) * (leaf.ndim - 1))
+    return jnp.where(there, leaf, jnp.zeros([], leaf.dtype))
 
 
 def mix(weights: Weights | Mixing, leaf: TermLeaf) -> TermLeaf:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from jax.tree_util import keystr
+from jaxtyping import Array, Bool
 
 from multiterm_optax import _terms
 from multiterm_optax._typing import Gramian, Losses, Mixing, Weights
@@ -24,7 +25,7 @@ class WeightingInit(Protocol):
 
 
 class WeightingUpdate(Protocol):
-    """``update(gramian, state, *, losses=None) -> (weights, state)``."""
+    """``update(gramian, state, *, losses, present) -> (weights, state)``."""
 
     def __call__(
         self,
@@ -32,6 +33,7 @@ class WeightingUpdate(Protocol):
         state: Any,
         *,
         losses: Losses | None = None,
+        present: Bool[Array, " K"] | None = None,
         **extra_args: Any,
     ) -> tuple[Weights | Mixing, Any]:
         """Returns this step's weights, [K] or [K, K], and the next state."""
@@ -43,10 +45,13 @@ class Weighting(NamedTuple):
 
     Attributes:
       init: ``init(num_terms) -> state``.
-      update: ``update(gramian, state, *, losses=None, **extra_args) -> (weights,
-        state)``. ``gramian`` is [K, K]; ``losses`` is [K]; ``weights`` is [K], or a
-        mixing matrix [K, K] whose row i makes the new gradient of term i. A state
-        with a boolean field ``ready`` asks for the step to be skipped when False.
+      update: ``update(gramian, state, *, losses=None, present=None, **extra_args) ->
+        (weights, state)``. ``gramian`` is [K, K]; ``losses`` is [K]; ``weights`` is
+        [K], or a mixing matrix [K, K] whose row i makes the new gradient of term i.
+        ``present`` [K] tells which terms are there in this step, all for None; an
+        absent term has zeros in the gramian and in the losses, gets the weight 0, and
+        its part of the state stays. A state with a boolean field ``ready`` asks for the
+        step to be skipped when False.
       reads_gramian: Whether ``update`` needs the gramian; where it does not, no
         per-term gradient is needed and ``gramian`` may be None.
       reads_losses: Whether ``update`` needs ``losses``.
@@ -64,13 +69,26 @@ def find_weights(
     state: Any,
     losses: Losses | None,
     num_terms: int,
+    present: Bool[Array, " K"] | None = None,
     **extra_args: Any,
 ) -> tuple[Weights | Mixing, Any]:
-    """One step of a weighting on leaves [K, *p]; their gramian only if it is read."""
+    """One step of a weighting on leaves [K, *p]; their gramian only if it is read.
+
+    Absent terms must be zeros in the leaves and in the losses already.
+    """
     gramian = None
     if weighting.reads_gramian:
         gramian = _terms.gramian(*leaves, num_terms=num_terms)
-    return weighting.update(gramian, state, losses=losses, **extra_args)
+    if present is None:
+        return weighting.update(gramian, state, losses=losses, **extra_args)
+    weights, state = weighting.update(
+        gramian, state, losses=losses, present=present, **extra_args
+    )
+    # A weighting of the user's own may not know of absent terms.
+    weights = _terms.only_present(present, weights)
+    if weights.ndim == 2:
+        weights = _terms.only_present(present, weights.T).T
+    return weights, state
 
 
 def neutral_weights(weighting: Weighting, state: Any, num_terms: int) -> jax.Array:
@@ -88,8 +106,15 @@ def neutral_weights(weighting: Weighting, state: Any, num_terms: int) -> jax.Arr
     return fill(num_terms, dtype=dtype)
 
 
-def losses_vector(losses: Any, name: str, num_terms: int, *, needed: bool) -> Any:
-    """Returns ``losses`` as an array [K], in the order of its leaves."""
+def losses_vector(
+    losses: Any,
+    name: str,
+    num_terms: int,
+    *,
+    needed: bool,
+    present: Bool[Array, " K"] | None = None,
+) -> Any:
+    """Returns ``losses`` as an array [K], in the order of its leaves; absent ones 0."""
     if losses is None:
         if needed:
             raise ValueError(
@@ -114,4 +139,5 @@ def losses_vector(losses: Any, name: str, num_terms: int, *, needed: bool) -> An
             f"{name}: losses must hold num_terms={num_terms} values, found "
             f"{vector.shape[0]}."
         )
-    return vector.astype(jnp.result_type(vector, jnp.float32))
+    vector = vector.astype(jnp.result_type(vector, jnp.float32))
+    return _terms.only_present(present, vector)
