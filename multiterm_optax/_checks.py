@@ -45,12 +45,7 @@ def in_range(
     """Refuses a concrete hyperparameter outside an interval; tracers pass."""
     if isinstance(value, Tracer):
         return
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}: {argument} must be a number, found {value!r}.") from (
-            None
-        )
+    array = _numbers(value, argument, name).astype(np.float64)
     above = array > low if open_low else array >= low
     below = array < high if open_high else array <= high
     if not np.all(above & below):
@@ -58,6 +53,18 @@ def in_range(
             f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
         )
         raise ValueError(f"{name}: {argument} must be in {interval}, found {value!r}.")
+
+
+def _numbers(value: Any, argument: str, name: str) -> np.ndarray:
+    # NumPy would read None as NaN, and a string of digits as a number.
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):
+        array = np.asarray(None)
+    real = (jnp.floating, jnp.integer, jnp.bool_)
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in real):
+        raise TypeError(f"{name}: {argument} must be a number, found {value!r}.")
+    return array
 
 
 def decay(value: Any, argument: str, name: str) -> None:
@@ -81,13 +88,19 @@ def one_of(value: Any, argument: str, name: str, choices: tuple[Any, ...]) -> No
 
 def vector(value: Any, argument: str, name: str, count: int) -> jax.Array:
     """Returns ``value`` as an array [K] of non-negative numbers."""
-    array = jnp.asarray(value, dtype=jnp.result_type(float))
+    try:
+        array = jnp.asarray(value, dtype=jnp.result_type(float))
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name}: {argument} must be {count} numbers, found {value!r}."
+        ) from None
     if array.shape != (count,):
         raise ValueError(
             f"{name}: {argument} must have shape ({count},), one value for each of "
             f"num_terms={count} terms, found shape {array.shape}."
         )
-    non_negative(value, argument, name)
+    if not isinstance(array, Tracer):
+        non_negative(value, argument, name)
     return array
 
 
@@ -202,3 +215,44 @@ def _term_axis_leaf(
         f"{name}: {leaf} must have the term axis first, shape {expected}, found "
         f"shape {found}{hint}"
     )
+
+
+def term_axis_removed(stepped: Any, updates: Any, name: str) -> None:
+    """Refuses an inner transformation that does not turn [K, *p] into [*p]."""
+    expected = jax.tree.structure(updates)
+    if jax.tree.structure(stepped) != expected:
+        raise ValueError(
+            f"{name}: inner must keep the tree structure of the updates, {expected}, "
+            f"found {jax.tree.structure(stepped)}."
+        )
+    after = jax.tree.leaves(stepped)
+    for (path, leaf), new in zip(
+        jax.tree_util.tree_leaves_with_path(updates), after, strict=True
+    ):
+        if jnp.shape(new) != jnp.shape(leaf)[1:]:
+            raise ValueError(
+                f"{name}: inner must remove the term axis, but updates{keystr(path)} "
+                f"goes in with shape {jnp.shape(leaf)} and comes out with shape "
+                f"{jnp.shape(new)}, expected {jnp.shape(leaf)[1:]}. An aggregator, "
+                "sum_terms() or scale_by_max_adam(num_terms), is missing in inner."
+            )
+
+
+def state_keeps_shapes(old: Any, new: Any, who: str) -> None:
+    """Refuses an ordinary transformation that got updates with the term axis.
+
+    A state made for [*p] that became [K, *p] is what betrays it: elementwise
+    arithmetic broadcasts without a word.
+    """
+    found = dict(jax.tree_util.tree_leaves_with_path(new))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(old):
+        shape = getattr(leaf, "shape", ())
+        grown = getattr(found.get(path, leaf), "shape", ())
+        if grown != shape and grown[1:] == shape:
+            raise ValueError(
+                f"{who} was initialised for updates without the term axis, but gets "
+                f"them with it: its state{keystr(path)} would change its shape from "
+                f"{shape} to {grown}. An aggregator, sum_terms() or "
+                "scale_by_max_adam(num_terms), belongs before it, or "
+                "per_term(..., num_terms) around it."
+            )

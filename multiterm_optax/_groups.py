@@ -64,6 +64,56 @@ def partition_updates(groups: Groups, updates: Any, name: str) -> Partition:
     return partition(groups, params, name)
 
 
+def init_by_group(
+    groups: Groups, params: Any, name: str, one_group: Callable[[list[Any]], Any]
+) -> Any:
+    """Packs what ``one_group`` makes of each group's leaves [*p]."""
+    leaves = jax.tree.leaves(params)
+    parts = partition(groups, params, name)
+    return parts.pack(
+        [one_group([leaves[i] for i in members]) for members in parts.members]
+    )
+
+
+def update_by_group(
+    groups: Groups,
+    name: str,
+    one_group: Callable[..., tuple[Any, ...]],
+    updates: Any,
+    packed: tuple[Any, ...],
+    *trees: Any,
+) -> tuple[Any, ...]:
+    """Takes one step of every group.
+
+    Args:
+      groups: How the groups are formed.
+      name: Who asks, for the messages.
+      one_group: ``(leaves, *entries, *others) -> (leaves, *entries)``, of the lists
+        of one group's leaves and of its entries of ``packed``.
+      updates: Leaves [K, *p], of which ``one_group`` returns the new ones.
+      packed: What is kept for each group.
+      *trees: Further trees with the structure of ``updates``, only read.
+
+    Returns:
+      The new updates and the new ``packed``, in one tuple.
+    """
+    parts = partition_updates(groups, updates, name)
+    leaves, structure = jax.tree.flatten(updates)
+    others = [jax.tree.leaves(tree) for tree in trees]
+    columns = [parts.unpack(one) for one in packed]
+    for number, members in enumerate(parts.members):
+        moved, *entries = one_group(
+            [leaves[i] for i in members],
+            *(column[number] for column in columns),
+            *([other[i] for i in members] for other in others),
+        )
+        for i, leaf in zip(members, moved, strict=True):
+            leaves[i] = leaf
+        for column, entry in zip(columns, entries, strict=True):
+            column[number] = entry
+    return structure.unflatten(leaves), *(parts.pack(column) for column in columns)
+
+
 def _labels(groups: Any, tree: Any, name: str) -> tuple[list[Any], list[Any]]:
     labels = groups(tree) if callable(groups) else groups
     if not jax.tree.leaves(tree):  # optax.tree.map_params inspects init without leaves

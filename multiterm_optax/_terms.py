@@ -7,15 +7,21 @@ never reshapes a leaf, so that sharded leaves stay where they are.
 import math
 from collections.abc import Callable
 from functools import reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Shaped
 
 from multiterm_optax._typing import Gramian, Leaf, Mixing, Norms, TermLeaf, Weights
 
 # Up to this many terms a gramian is made of pairs of terms, beyond by a matrix product.
 _MAX_PAIRED = 10
+
+# Leaves of fewer elements a term are not worth a loop.
+_MIN_PIECED = 1 << 16
 
 # Vectors of up to this many elements are cut into blocks by a copy.
 _MAX_COPIED = 1 << 16
@@ -28,14 +34,27 @@ def accumulator_dtype(*leaves: jax.typing.ArrayLike) -> jnp.dtype:
 
 def zeros_per_term(param: jax.typing.ArrayLike, num_terms: int, dtype) -> TermLeaf:
     """Zeros [K, *p] that keep the parameter's sharding on the axes of ``*p``."""
-    zeros = jnp.zeros_like(param, dtype=dtype)
+    zeros = zeros_like(param, dtype)
     return jnp.broadcast_to(zeros, (num_terms, *zeros.shape))
+
+
+def zeros_like(param: jax.typing.ArrayLike, dtype) -> Leaf:
+    """Zeros [*p] that keep the parameter's sharding, inside a jit too."""
+    zeros = jnp.zeros_like(param, dtype=dtype)
+    if not isinstance(param, Tracer):
+        return zeros
+    # Constants know of no mesh, and a compiled init would leave them on one device.
+    # This use of the parameter tells XLA where they belong; it drops it afterwards.
+    return jnp.where(jnp.isnan(param), zeros, zeros)
 
 
 def squared_norms(leaf: TermLeaf) -> Norms:
     """Squared l2 norm of each term's part of one leaf."""
     wide = leaf.astype(accumulator_dtype(leaf))
-    return jnp.sum(wide * wide, axis=tuple(range(1, leaf.ndim)))
+    squared = jnp.sum(wide * wide, axis=tuple(range(1, leaf.ndim)))
+    if _over_devices(leaf):  # K numbers, to be compared with one another
+        squared = jax.sharding.reshard(squared, _sharding(leaf))
+    return squared
 
 
 def gramian(*leaves: Shaped[Array, "K ..."], num_terms: int) -> Gramian:
@@ -43,7 +62,7 @@ def gramian(*leaves: Shaped[Array, "K ..."], num_terms: int) -> Gramian:
     dtype = accumulator_dtype(*leaves)
     total = jnp.zeros((num_terms, num_terms), dtype)
     for leaf in leaves:
-        total = total + _gramian(leaf.astype(dtype))
+        total = total + _gramian(_on_one_device(leaf.astype(dtype)))
     return total
 
 
@@ -65,18 +84,57 @@ def gramian_of_rows(*leaves: tuple[Array, ...], num_terms: int) -> Gramian:
 def _gramian(leaf: TermLeaf) -> Gramian:
     num_terms = leaf.shape[0]
     if num_terms > _MAX_PAIRED:
-        return _gramian_by_blocks(leaf)
+        if any(_spec(leaf)) or math.prod(leaf.shape[1:]) < _MIN_PIECED:
+            return _gramian_by_blocks(leaf)
+        return jax.lax.platform_dependent(
+            leaf, cpu=_gramian_by_pieces, default=_gramian_by_blocks
+        )
     # Few terms: reducing the products of all pairs needs no copy of the gradients, is
     # as fast as a thin matrix product on CPU, and keeps its digits on long leaves.
     axes = tuple(range(2, leaf.ndim + 1))
     return jnp.sum(leaf[:, None] * leaf[None, :], axis=axes)
 
 
+def _gramian_by_pieces(leaf: TermLeaf) -> Gramian:
+    # XLA:CPU copies both factors of a matrix product into its own layout: piece by
+    # piece, the copies are small and stay in the cache. A piece takes every n-th row,
+    # so that each device has an equal part in it and keeps its rows to itself.
+    num_terms, *sizes = (leaf.shape[0], *(size for size in leaf.shape[1:] if size > 1))
+    if len(sizes) == 1:
+        row = _divisor(sizes[0], 256, 4096) or 1
+        sizes = [sizes[0] // row, row]
+    found = [_divisor(size, 16, 64) for size in sizes[:-1]]
+    pieces = next(filter(None, found), None)
+    if pieces is None:
+        return _gramian_by_blocks(leaf)
+    axis = found.index(pieces)
+    sizes[axis : axis + 1] = [sizes[axis] // pieces, pieces]
+    split = leaf.reshape(num_terms, *sizes)
+
+    def add(i: Array, total: Gramian) -> Gramian:
+        piece = jax.lax.dynamic_index_in_dim(split, i, axis + 2, keepdims=False)
+        return total + _gramian_by_blocks(piece)
+
+    zeros = jnp.zeros((num_terms, num_terms), leaf.dtype)
+    return jax.lax.fori_loop(0, pieces, add, zeros)
+
+
+def _divisor(size: int, low: int, high: int) -> int | None:
+    """A divisor, near 32, that leaves the factors of 2 that eight devices need."""
+    found = [
+        divisor
+        for divisor in range(low, high + 1)
+        if size % divisor == 0 and math.gcd(size // divisor, 8) == math.gcd(size, 8)
+    ]
+    return min(found, key=lambda divisor: abs(divisor - 32), default=None)
+
+
 def _gramian_by_blocks(leaf: TermLeaf) -> Gramian:
     # One long contraction loses digits; gramians of blocks, then their sum, do not.
     # The blocks of a matrix are its rows, which need no copy and keep its sharding.
     num_terms = leaf.shape[0]
-    if leaf.ndim == 2 and leaf.shape[1] <= _MAX_COPIED:
+    spread = any(_spec(leaf))
+    if leaf.ndim == 2 and leaf.shape[1] <= _MAX_COPIED and not spread:
         block = max(math.isqrt(leaf.shape[1]), 1)
         padded = jnp.pad(leaf, ((0, 0), (0, -leaf.shape[1] % block)))
         leaf = padded.reshape(num_terms, -1, block)
@@ -86,14 +144,22 @@ def _gramian_by_blocks(leaf: TermLeaf) -> Gramian:
         columns = [leaf[i : i + 32] for i in range(0, num_terms, 32)]
         blocks = [
             jax.lax.dot_general(
-                leaf, part, ((axes, axes), ((1,), (1,))), precision="highest"
+                leaf,
+                part,
+                ((axes, axes), ((1,), (1,))),
+                precision="highest",
+                out_sharding=_sharding(leaf, _spec(leaf)[1]) if spread else None,
             )
             for part in columns
         ]
         return jnp.concatenate([jnp.sum(block, axis=0) for block in blocks], axis=1)
     axes = tuple(range(1, leaf.ndim))
     return jax.lax.dot_general(
-        leaf, leaf, ((axes, axes), ((), ())), precision="highest"
+        leaf,
+        leaf,
+        ((axes, axes), ((), ())),
+        precision="highest",
+        out_sharding=_sharding(leaf) if spread else None,
     )
 
 
@@ -101,16 +167,34 @@ def only_present(present: Bool[Array, " K"] | None, leaf: TermLeaf) -> TermLeaf:
     """Zeros in place of absent terms, whatever they hold; all are there for None."""
     if present is None:
         return leaf
+    return jnp.where(_each(present, leaf), leaf, jnp.zeros([], leaf.dtype))
+
+
+def keep_absent(
+    present: Bool[Array, " K"] | None,
+    new: Shaped[Array, "K ..."],
+    old: Shaped[Array, "K ..."],
+) -> Shaped[Array, "K ..."]:
+    """The new values of the present terms, the old ones of absent terms."""
+    if present is None:
+        return new
+    return jnp.where(_each(present, new), new, old)
+
+
+def _each(present: Bool[Array, " K"], leaf: TermLeaf) -> Bool[Array, "K ..."]:
+    # On explicit axes a condition must lie as what it chooses from.
     there = present.reshape(-1, *(1,) * (leaf.ndim - 1))
-    return jnp.where(there, leaf, jnp.zeros([], leaf.dtype))
+    return there & jnp.ones_like(leaf, dtype=bool)
 
 
 def mix(weights: Weights | Mixing, leaf: TermLeaf) -> TermLeaf:
     """Weights [K] scale the terms; a matrix [K, K] mixes them."""
     if weights.ndim == 1:
         return scale(weights, leaf)
-    wide = leaf.astype(accumulator_dtype(leaf, weights))
+    wide = _on_one_device(leaf.astype(accumulator_dtype(leaf, weights)))
     mixed = jnp.tensordot(weights.astype(wide.dtype), wide, 1, precision="highest")
+    if _over_devices(leaf):
+        mixed = jax.sharding.reshard(mixed, jax.typeof(leaf).sharding)
     return mixed.astype(leaf.dtype)
 
 
@@ -148,6 +232,8 @@ def _over_terms(
     # other way round.
     if leaves[0].shape[0] == 1:
         return f(*(leaf[0] for leaf in leaves))
+    if any(map(_over_devices, leaves)):
+        return over_axis(f(*leaves), axis=0)
     return jax.lax.platform_dependent(
         *leaves,
         cpu=lambda *xs: _combine_slices(combine, f, *xs),
@@ -179,5 +265,40 @@ def weighted_sum(weights: Weights | Mixing, leaf: TermLeaf) -> Leaf:
     """The sum over the terms after :func:`mix`, without the mixed terms."""
     total = weights if weights.ndim == 1 else jnp.sum(weights, axis=0)
     wide = leaf.astype(accumulator_dtype(leaf, total))
+    if _over_devices(leaf):
+        return sum_terms(scale(total, wide)).astype(leaf.dtype)
     summed = jnp.tensordot(total.astype(wide.dtype), wide, 1, precision="highest")
     return summed.astype(leaf.dtype)
+
+
+def _spec(leaf: Array) -> tuple[Any, ...]:
+    # Types tell on the explicit axes of a mesh only; for automatic ones nothing does.
+    spec = tuple(jax.typeof(leaf).sharding.spec)
+    return spec + (None,) * (leaf.ndim - len(spec))
+
+
+def _sharding(leaf: Array, *spec: Any) -> NamedSharding:
+    return NamedSharding(jax.typeof(leaf).sharding.mesh, PartitionSpec(*spec))
+
+
+def _over_devices(leaf: TermLeaf) -> bool:
+    """Whether the term axis itself lies over devices."""
+    return _spec(leaf)[0] is not None
+
+
+def _on_one_device(leaf: TermLeaf) -> TermLeaf:
+    """All terms on each device and, where one fits, another axis over the devices.
+
+    Each device then sends and keeps as much as it held, and not K gradients.
+    """
+    if not _over_devices(leaf):
+        return leaf
+    names, *rest = _spec(leaf)
+    held = (names,) if isinstance(names, str) else names
+    sizes = jax.typeof(leaf).sharding.mesh.shape
+    devices = math.prod(sizes[name] for name in held)
+    for axis, taken in enumerate(rest):
+        if taken is None and leaf.shape[1 + axis] % devices == 0:
+            rest[axis] = names
+            break
+    return jax.sharding.reshard(leaf, _sharding(leaf, None, *rest))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from jax.tree_util import keystr
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from multiterm_optax import _terms
 from multiterm_optax._typing import Gramian, Losses, Mixing, Weights
@@ -48,10 +48,12 @@ class Weighting(NamedTuple):
       update: ``update(gramian, state, *, losses=None, present=None, **extra_args) ->
         (weights, state)``. ``gramian`` is [K, K]; ``losses`` is [K]; ``weights`` is
         [K], or a mixing matrix [K, K] whose row i makes the new gradient of term i.
-        ``present`` [K] tells which terms are there in this step, all for None; an
-        absent term has zeros in the gramian and in the losses, gets the weight 0, and
-        its part of the state stays. A state with a boolean field ``ready`` asks for the
-        step to be skipped when False.
+        A state with a boolean field ``ready`` asks for the step to be skipped when
+        False. ``present`` [K] tells which terms are there in this step, all for None:
+        the weights are those of the smaller problem that has only these terms. An
+        absent term gets the weight 0, what the gramian and the losses hold for it is
+        never read, and its part of the state, its count of steps included, stays as
+        it is. Where all are absent all weights are 0.
       reads_gramian: Whether ``update`` needs the gramian; where it does not, no
         per-term gradient is needed and ``gramian`` may be None.
       reads_losses: Whether ``update`` needs ``losses``.
@@ -79,16 +81,40 @@ def find_weights(
     gramian = None
     if weighting.reads_gramian:
         gramian = _terms.gramian(*leaves, num_terms=num_terms)
+    return weights_from(
+        weighting, gramian, state, losses, present=present, **extra_args
+    )
+
+
+def weights_from(
+    weighting: Weighting,
+    gramian: Gramian | None,
+    state: Any,
+    losses: Losses | None,
+    present: Bool[Array, " K"] | None = None,
+    **extra_args: Any,
+) -> tuple[Weights | Mixing, Any]:
+    """One step of a weighting on a gramian, if it reads one."""
     if present is None:
         return weighting.update(gramian, state, losses=losses, **extra_args)
+    if gramian is not None:
+        gramian = pairs_present(present, gramian)
     weights, state = weighting.update(
         gramian, state, losses=losses, present=present, **extra_args
     )
     # A weighting of the user's own may not know of absent terms.
-    weights = _terms.only_present(present, weights)
-    if weights.ndim == 2:
-        weights = _terms.only_present(present, weights.T).T
-    return weights, state
+    if weights.ndim == 1:
+        return _terms.only_present(present, weights), state
+    return pairs_present(present, weights), state
+
+
+def pairs_present(
+    present: Bool[Array, " K"] | None, matrix: Float[Array, "K K"]
+) -> Float[Array, "K K"]:
+    """Zeros in the rows and in the columns of absent terms; all are there for None."""
+    if present is None:
+        return matrix
+    return jnp.where(present[:, None] & present[None, :], matrix, 0)
 
 
 def neutral_weights(weighting: Weighting, state: Any, num_terms: int) -> jax.Array:

@@ -1,6 +1,7 @@
 """GradDrop: in each element the terms' gradients of one sign, drawn by consistency."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import optax
 
 from multiterm_optax import _checks, _terms
 from multiterm_optax._typing import Leaf, TermLeaf
+from multiterm_optax.aggregators import _present
 
 
 class GradDropState(NamedTuple):
@@ -60,7 +62,8 @@ def grad_drop(
 
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates [\*p] of the
-      same dtypes. State: the key.
+      same dtypes. State: the key. ``update`` takes the extra argument ``present``, K
+      booleans: terms that are absent take no part; what is drawn does not depend on it.
 
     Raises:
       TypeError: ``key`` is not one random key.
@@ -120,10 +123,14 @@ def grad_drop(
         updates: optax.Updates,
         state: GradDropState,
         params: optax.Params | None = None,
+        *,
+        present: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, GradDropState]:
         del extra_args
         _checks.term_axis(updates, params, name)
+        present = _present.of_leaves(present, updates, name)
+        updates = jax.tree.map(partial(_terms.only_present, present), updates)
         later, draw = jax.random.split(jax.random.wrap_key_data(state.key, impl=impl))
         leaves, structure = jax.tree.flatten(updates)
         picked = [

@@ -1,5 +1,6 @@
 """MTAdam's second half: Adam whose step obeys the least certain term."""
 
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ class ScaleByMaxAdamState(NamedTuple):
 
     Attributes:
       count: Number of steps taken, int32.
+      term_counts: Number of steps in which each term was present, [K], int32.
       mu: First moment: of the sum of the terms, leaves [*p]; with
         ``reduction="own"`` of each term, leaves [K, *p].
       nu: Second moments of the terms, leaves [K, *p], in at least float32.
@@ -24,6 +26,7 @@ class ScaleByMaxAdamState(NamedTuple):
     """
 
     count: jax.Array
+    term_counts: jax.Array
     mu: optax.Updates
     nu: optax.Updates
     nu_max: optax.Updates | None
@@ -57,15 +60,23 @@ def scale_by_max_adam(
       eps: Added outside the square root.
       eps_root: Added inside the square root.
       reduction: ``"max"``: as above. ``"mean"``: the mean of the :math:`\hat v_j`
-        (the paper's ablation v). ``"own"``: each term by its own :math:`\hat v_i`
-        (ablation iv, AdaTask's Adam), which needs 2K buffers.
+        of the terms seen so far (the paper's ablation v). ``"own"``: each term by its
+        own :math:`\hat v_i` (ablation iv, AdaTask's Adam), which needs 2K buffers.
       amsgrad: Keep the largest reduced :math:`\hat v` seen, as
         :func:`optax.scale_by_amsgrad` does.
       mu_dtype: Dtype of the first moment; ``None``: the parameter's.
 
+    A term that is absent keeps its second moment, corrected by the number of steps in
+    which it was present. The first moment belongs to all terms: an absent one adds
+    nothing, and what it gave before fades as ever. As long as it lasts it must be
+    divided by the second moment it came with, so that an absent term stays in the
+    maximum (and in the mean) once it has been seen. With ``"own"`` an absent term's
+    moments stay and it takes no step. With all terms absent the momentum alone moves.
+
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates [\*p] of the
-      same dtypes. With K = 1 it is :func:`optax.scale_by_adam`.
+      same dtypes. With K = 1 it is :func:`optax.scale_by_adam`. ``update`` takes the
+      extra argument ``present``, K booleans.
 
     Raises:
       ValueError: A hyperparameter is out of range, or an update has not the term axis
@@ -93,26 +104,20 @@ def scale_by_max_adam(
     _checks.non_negative(eps, "eps", name)
     _checks.non_negative(eps_root, "eps_root", name)
     _checks.one_of(reduction, "reduction", name, ("max", "mean", "own"))
-
-    def reduce_terms(nu: TermLeaf) -> TermLeaf | Leaf:
-        if reduction == "max":
-            return _terms.max_terms(nu)
-        if reduction == "mean":
-            return _terms.sum_terms(nu) / num_terms
-        return nu
+    own = reduction == "own"
 
     def init_fn(params: optax.Params) -> ScaleByMaxAdamState:
-        def zeros(param: Any, dtype: Any, own: bool) -> jax.Array:
-            if own:
+        def zeros(param: Any, dtype: Any, per_term: bool) -> jax.Array:
+            if per_term:
                 return _terms.zeros_per_term(param, num_terms, dtype)
             return jnp.zeros_like(param, dtype=dtype)
 
-        def wide(param: Any, own: bool) -> jax.Array:
-            return zeros(param, _terms.accumulator_dtype(param), own)
+        def wide(param: Any, per_term: bool) -> jax.Array:
+            return zeros(param, _terms.accumulator_dtype(param), per_term)
 
-        own = reduction == "own"
         return ScaleByMaxAdamState(
             count=jnp.zeros([], jnp.int32),
+            term_counts=jnp.zeros([num_terms], jnp.int32),
             mu=jax.tree.map(
                 lambda p: zeros(p, mu_dtype or jnp.result_type(p), own), params
             ),
@@ -124,41 +129,67 @@ def scale_by_max_adam(
         updates: optax.Updates,
         state: ScaleByMaxAdamState,
         params: optax.Params | None = None,
+        *,
+        present: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByMaxAdamState]:
         del extra_args
         _checks.term_axis(updates, params, name, num_terms)
+        present = _checks.present(present, name, num_terms)
+        updates = jax.tree.map(partial(_terms.only_present, present), updates)
+        keep_absent = partial(_terms.keep_absent, present)
         count = optax.safe_increment(state.count)
-        correct_mu = _bias_correction(b1, count)
-        correct_nu = _bias_correction(b2, count)
+        term_counts = keep_absent(
+            optax.safe_increment(state.term_counts), state.term_counts
+        )
+        # The moments of a term not seen yet are zero, whatever they are divided by.
+        own_counts = jnp.maximum(term_counts, 1)
+        correct_mu = 1 / _bias_correction(b1, own_counts if own else count)
+        correct_nu = 1 / _bias_correction(b2, own_counts)
 
         def first_moment(update: TermLeaf, mu: jax.Array) -> jax.Array:
             wide = update.astype(_terms.accumulator_dtype(update))
-            seen = wide if reduction == "own" else _terms.sum_terms(wide)
-            return b1 * mu + (1 - b1) * seen
+            if own:
+                return keep_absent(b1 * mu + (1 - b1) * wide, mu)
+            return b1 * mu + (1 - b1) * _terms.sum_terms(wide)
 
         def second_moment(update: TermLeaf, nu: TermLeaf) -> TermLeaf:
             wide = update.astype(nu.dtype)
-            return (b2 * nu + (1 - b2) * (wide * wide)).astype(nu.dtype)
+            moved = b2 * nu + (1 - b2) * (wide * wide)
+            return keep_absent(moved.astype(nu.dtype), nu)
+
+        def reduce_terms(nu: TermLeaf) -> TermLeaf | Leaf:
+            corrected = _terms.scale(correct_nu, nu)
+            if reduction == "max":
+                return _terms.max_terms(corrected)
+            if reduction == "mean":
+                seen = jnp.maximum(jnp.sum(term_counts > 0), 1)
+                return _terms.sum_terms(corrected) / seen
+            return corrected
 
         def step(mu: jax.Array, reduced: jax.Array) -> jax.Array:
-            return (mu / correct_mu) / (jnp.sqrt(reduced + eps_root) + eps)
+            root = jnp.sqrt(reduced + eps_root) + eps
+            # Nothing accumulated and eps = 0: no gradient, no step.
+            return jnp.where(root == 0, 0, mu / jnp.where(root == 0, 1, root))
 
         def total(update: TermLeaf, mu: jax.Array, reduced: jax.Array) -> Leaf:
-            if reduction == "own":
+            if own:
+                mu = _terms.only_present(present, _terms.scale(correct_mu, mu))
                 return _terms.sum_of_terms(step, mu, reduced).astype(update.dtype)
-            return step(mu, reduced).astype(update.dtype)
+            return step(mu * correct_mu, reduced).astype(update.dtype)
 
         mu = jax.tree.map(first_moment, updates, state.mu)
         nu = jax.tree.map(second_moment, updates, state.nu)
-        reduced = jax.tree.map(lambda v: reduce_terms(v) / correct_nu, nu)
+        reduced = jax.tree.map(reduce_terms, nu)
         nu_max = None
         if amsgrad:
             reduced = jax.tree.map(jnp.maximum, state.nu_max, reduced)
             nu_max = optax.tree.cast_like(reduced, state.nu_max)
+            if own:
+                nu_max = jax.tree.map(keep_absent, nu_max, state.nu_max)
         stepped = jax.tree.map(total, updates, mu, reduced)
         mu = optax.tree.cast_like(mu, state.mu)
-        return stepped, ScaleByMaxAdamState(count, mu, nu, nu_max)
+        return stepped, ScaleByMaxAdamState(count, term_counts, mu, nu, nu_max)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

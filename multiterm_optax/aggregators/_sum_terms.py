@@ -1,11 +1,13 @@
 """The plainest aggregator."""
 
+from functools import partial
 from typing import Any
 
 import jax
 import optax
 
 from multiterm_optax import _checks, _terms
+from multiterm_optax.aggregators import _present
 
 
 def sum_terms() -> optax.GradientTransformationExtraArgs:
@@ -16,7 +18,8 @@ def sum_terms() -> optax.GradientTransformationExtraArgs:
 
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates [\*p] of the
-      same dtypes. Stateless.
+      same dtypes. Stateless. ``update`` takes the extra argument ``present``, K
+      booleans: terms that are absent are left out of the sum.
 
     Raises:
       ValueError: An update has no term axis. With ``params`` given to ``update`` the
@@ -30,15 +33,20 @@ def sum_terms() -> optax.GradientTransformationExtraArgs:
       >>> updates.tolist()
       [11.0, 22.0]
     """
+    name = "sum_terms"
 
     def update_fn(
         updates: optax.Updates,
         state: optax.EmptyState,
         params: optax.Params | None = None,
+        *,
+        present: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del extra_args
-        _checks.term_axis(updates, params, "sum_terms")
+        _checks.term_axis(updates, params, name)
+        present = _present.of_leaves(present, updates, name)
+        updates = jax.tree.map(partial(_terms.only_present, present), updates)
         return jax.tree.map(_terms.sum_terms, updates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool
 
-from multiterm_optax import _checks, _weighting
+from multiterm_optax import _checks, _terms, _weighting
 from multiterm_optax._typing import LossesFn
 from multiterm_optax._weighting import Weighting
 from multiterm_optax.gradients import _gramian, _inputs
@@ -19,7 +20,7 @@ class WeightedGradState(NamedTuple):
 
     Attributes:
       weights: The weights in force, [K] or [K, K]; ones, or the identity, before the
-        first step.
+        first step. Held weights of an absent term are kept, but not used.
       weighting: The weighting's own state.
       count: Number of steps so far, int32.
     """
@@ -34,8 +35,8 @@ class WeightedGrad(NamedTuple):
 
     Attributes:
       init: ``init(num_terms) -> state``.
-      update: ``update(state, *args, **kwargs) -> (losses, grads, state)``, with the
-        arguments of ``losses_fn``.
+      update: ``update(state, *args, present=None, **kwargs) -> (losses, grads,
+        state)``, with the arguments of ``losses_fn``.
     """
 
     init: Callable[[int], WeightedGradState]
@@ -67,6 +68,12 @@ def value_and_weighted_grad(
     only costs exactly one forward and one backward pass. The rows of a mixing matrix
     are added up.
 
+    A term may be absent from a step: with ``present`` [K], booleans, the step is that
+    of the terms present only. Losses of absent terms may be NaN. But one backward pass
+    serves all terms, and zero times NaN is NaN there: a ``losses_fn`` that computes
+    with missing values must replace them before it does, as the labels by
+    ``jnp.where(known, labels, 0)``, and divide by no count that may be zero.
+
     Args:
       losses_fn: As in :func:`multiterm_optax.value_and_term_grads`.
       weighting: What finds the weights, such as :func:`multiterm_optax.mgda`. One
@@ -88,7 +95,8 @@ def value_and_weighted_grad(
       every: n, a static int: the weights are found on one step in n, the first one
         included, and held on the others, which cost one backward pass. Methods that
         follow the losses (``dwa``, ``lbtw``, ``softadapt``, ``gradnorm``,
-        ``uncertainty``) then see those of one step in n only.
+        ``uncertainty``) then see those of one step in n only. A term that is absent
+        when weights are found keeps those it had, 0 if it had none yet.
       shared: The parameters that the terms share, as booleans: a tree like the
         gradients, a prefix of it, or a function from what is differentiated to one.
         Only they make the gramian and receive the weighted gradient. The others (a
@@ -97,16 +105,18 @@ def value_and_weighted_grad(
 
     Returns:
       A :class:`multiterm_optax.gradients.WeightedGrad`. ``init(num_terms)`` makes the
-      state; ``update(state, *args, **kwargs)``, with the arguments of ``losses_fn``,
-      returns ``(losses, grads, state)``, or ``((losses, aux), grads, state)`` with
-      ``has_aux``. ``losses`` keeps its structure; ``grads`` looks like the parameters,
-      [\*p], for any Optax optimizer.
+      state; ``update(state, *args, present=None, **kwargs)``, with the arguments of
+      ``losses_fn``, to which ``present`` is not passed on, returns ``(losses, grads,
+      state)``, or ``((losses, aux), grads, state)`` with ``has_aux``. ``losses`` keeps
+      its structure; ``grads`` looks like the parameters, [\*p], for any Optax
+      optimizer.
 
     Raises:
       TypeError: ``weighting``, ``every``, ``shared`` or the state is something else, or
         a loss or parameter is not real floating point.
       ValueError: ``every`` is below 1, ``gramian`` is not a choice or cannot be had,
-        ``shared`` does not fit, or ``losses_fn`` does not return ``num_terms`` losses.
+        ``shared`` or ``present`` does not fit, or ``losses_fn`` does not return
+        ``num_terms`` losses.
 
     Example:
       >>> import jax.numpy as jnp
@@ -140,7 +150,10 @@ def value_and_weighted_grad(
         )
 
     def update(
-        state: WeightedGradState, *args: Any, **kwargs: Any
+        state: WeightedGradState,
+        *args: Any,
+        present: Any = None,
+        **kwargs: Any,
     ) -> tuple[Any, Any, WeightedGradState]:
         _check_state(state, name)
         function, primals = _inputs.of_primals(
@@ -156,7 +169,10 @@ def value_and_weighted_grad(
                 f"{name}: losses_fn must return num_terms={state.weights.shape[-1]} "
                 f"losses, as given to init, found {num_terms}."
             )
-        values = _weighting.losses_vector(losses, name, num_terms, needed=True)
+        there = _checks.present(present, name, num_terms)
+        values = _weighting.losses_vector(
+            losses, name, num_terms, needed=True, present=there
+        )
 
         def find() -> tuple[jax.Array, Any]:
             found = None
@@ -171,8 +187,16 @@ def value_and_weighted_grad(
                     name=name,
                 )
             found, heard = jax.lax.stop_gradient((found, values))
-            weights, inner = weighting.update(found, state.weighting, losses=heard)
-            return weights.astype(state.weights.dtype), inner
+            weights, inner = _weighting.weights_from(
+                weighting, found, state.weighting, heard, there
+            )
+            weights = weights.astype(state.weights.dtype)
+            if there is not None and every > 1:
+                # None before the first step, nor where the step is to be skipped.
+                known = (state.count > 0) & getattr(inner, "ready", True)
+                had = jnp.where(known, state.weights, 0)
+                weights = jnp.where(_both(there, weights.ndim), weights, had)
+            return weights, inner
 
         if every == 1:
             weights, inner = find()
@@ -185,12 +209,15 @@ def value_and_weighted_grad(
 
         pullback = jax.linear_transpose(linear, *primals)
         total = jax.lax.stop_gradient(weights)
+        if there is not None:
+            total = jnp.where(_both(there, total.ndim), total, 0)
         total = total.sum(axis=0) if total.ndim == 2 else total
         grads = pullback(_inputs.cotangents(losses, total))
         if trunk is not None:
             # XLA drops what nobody reads: the trunk's part of this pass, and the
             # heads' part of the other.
-            plain = pullback(_inputs.cotangents(losses, jnp.ones_like(total)))
+            ones = _terms.only_present(there, jnp.ones_like(total))
+            plain = pullback(_inputs.cotangents(losses, ones))
             flags = jax.tree.structure(grads).unflatten(trunk)
             grads = jax.tree.map(
                 lambda flag, *both: both[not flag], flags, grads, plain
@@ -201,6 +228,11 @@ def value_and_weighted_grad(
         return ((losses, aux) if has_aux else losses), picked, after
 
     return WeightedGrad(init, update)
+
+
+def _both(there: Bool[Array, " K"], ndim: int) -> jax.Array:
+    """Which weights [K] or [K, K] belong to terms that are there."""
+    return there if ndim == 1 else there[:, None] & there[None, :]
 
 
 def _period(value: Any, name: str) -> int:

@@ -42,7 +42,9 @@ def track_dominance(
 
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to the same updates. It
-      keeps K copies of the parameters. Read it with :func:`dominance`.
+      keeps K copies of the parameters. Read it with :func:`dominance`. ``update`` takes
+      the extra argument ``present``, K booleans: the averages of a term that is absent
+      stay.
 
     Raises:
       ValueError: ``decay`` is out of range, or an update has not the term axis first.
@@ -78,14 +80,18 @@ def track_dominance(
         updates: optax.Updates,
         state: TrackDominanceState,
         params: optax.Params | None = None,
+        *,
+        present: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, TrackDominanceState]:
         del extra_args
         _checks.term_axis(updates, params, name, num_terms)
+        present = _checks.present(present, name, num_terms)
 
         def average(mean: jax.Array, update: jax.Array) -> jax.Array:
             squared = jnp.square(update.astype(mean.dtype))
-            return (decay * mean + (1 - decay) * squared).astype(mean.dtype)
+            moved = (decay * mean + (1 - decay) * squared).astype(mean.dtype)
+            return _terms.keep_absent(present, moved, mean)
 
         return updates, TrackDominanceState(
             jax.tree.map(average, state.squared_updates, updates)

@@ -1,5 +1,6 @@
 """MGDA that skips steps within a bound on the gradients' errors, found as it goes."""
 
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ class AdaptiveMGDAState(NamedTuple):
         ``skipped`` steps, and the inner optimizer's state.
       eps: The bounds in use, [K]: 0 in the first epoch.
       count: Number of steps taken in this epoch, int32.
+      term_counts: Number of them in which each term was present, [K], int32.
       mean: Mean gradients of this epoch, leaves [K, *p], in at least float32.
       spread: Sums of squared distances from them, [K].
     """
@@ -27,6 +29,7 @@ class AdaptiveMGDAState(NamedTuple):
     weighted: WeightedState
     eps: jax.Array
     count: jax.Array
+    term_counts: jax.Array
     mean: optax.Updates
     spread: jax.Array
 
@@ -69,7 +72,10 @@ def adaptive_mgda(
 
     Returns:
       An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p], zero for
-      a skipped step.
+      a skipped step. ``update`` takes the extra argument ``present``, K booleans: a
+      step with absent terms counts in the epoch all the same and is tested for the
+      present ones; a term's bound comes from the steps in which it was present, and
+      stays where an epoch had fewer than two of them.
 
     Raises:
       TypeError: ``inner`` is not a transformation.
@@ -102,8 +108,8 @@ def adaptive_mgda(
     def stepper(eps: Any) -> optax.GradientTransformationExtraArgs:
         return weighted(inexact_mgda(eps), inner, num_terms)
 
-    def bounds(spread: Norms) -> Norms:
-        variance = spread / steps_per_epoch
+    def bounds(spread: Norms, taken: Norms) -> Norms:
+        variance = spread / jnp.maximum(taken, 1)
         found = scale * jnp.sqrt(variance)
         if rule == "variance":
             found = jnp.sqrt(scale * variance)
@@ -115,6 +121,7 @@ def adaptive_mgda(
             weighted=stepper(0.0).init(params),
             eps=jnp.zeros((num_terms,), dtype),
             count=jnp.zeros([], jnp.int32),
+            term_counts=jnp.zeros([num_terms], jnp.int32),
             mean=jax.tree.map(
                 lambda p: _terms.zeros_per_term(
                     p, num_terms, _terms.accumulator_dtype(p)
@@ -128,20 +135,30 @@ def adaptive_mgda(
         updates: optax.Updates,
         state: AdaptiveMGDAState,
         params: optax.Params | None = None,
+        *,
+        present: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, AdaptiveMGDAState]:
         _checks.term_axis(updates, params, name, num_terms)
+        present = _checks.present(present, name, num_terms)
+        keep_absent = partial(_terms.keep_absent, present)
+        updates = jax.tree.map(partial(_terms.only_present, present), updates)
         stepped, inner_state = stepper(state.eps).update(
-            updates, state.weighted, params, **extra_args
+            updates, state.weighted, params, present=present, **extra_args
         )
         count = state.count + 1
-        first = count == 1
+        term_counts = keep_absent(state.term_counts + 1, state.term_counts)
+        # Of the epoch; the divisor of an absent term is not used, but must not be 0.
+        taken = jnp.maximum(term_counts, 1).astype(state.spread.dtype)
+        earlier = taken > 1
+        zeroed = partial(_terms.only_present, earlier)
 
         def away(update: TermLeaf, mean: TermLeaf) -> TermLeaf:
-            return update.astype(mean.dtype) - jnp.where(first, 0, mean)
+            return update.astype(mean.dtype) - zeroed(mean)
 
         def move(mean: TermLeaf, distance: TermLeaf) -> TermLeaf:
-            return jnp.where(first, 0, mean) + distance / count.astype(mean.dtype)
+            moved = zeroed(mean) + _terms.scale(1 / taken, distance)
+            return keep_absent(moved, mean)
 
         distances = jax.tree.map(away, updates, state.mean)
         mean = jax.tree.map(move, state.mean, distances)
@@ -149,14 +166,15 @@ def adaptive_mgda(
             map(_terms.squared_norms, jax.tree.leaves(distances)),
             start=jnp.zeros_like(state.spread),
         )
-        taken = count.astype(squared.dtype)
         share = (taken - 1) / taken
-        spread = jnp.where(first, 0, state.spread) + share * squared
+        spread = keep_absent(zeroed(state.spread) + share * squared, state.spread)
         ended = count >= steps_per_epoch
+        measured = ended & earlier
         return stepped, AdaptiveMGDAState(
             weighted=inner_state,
-            eps=jnp.where(ended, bounds(spread), state.eps),
+            eps=jnp.where(measured, bounds(spread, taken), state.eps),
             count=jnp.where(ended, 0, count).astype(jnp.int32),
+            term_counts=jnp.where(ended, 0, term_counts).astype(jnp.int32),
             mean=mean,
             spread=spread,
         )

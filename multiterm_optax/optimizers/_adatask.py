@@ -10,6 +10,7 @@ import optax
 from multiterm_optax import _checks, _terms
 from multiterm_optax._typing import Scalar
 from multiterm_optax.aggregators import scale_by_max_adam, sum_terms
+from multiterm_optax.optimizers import _finish
 from multiterm_optax.transforms import per_term
 
 
@@ -32,7 +33,9 @@ def adatask(
 
     Returns:
       An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. With
-      K = 1 it is ``inner``.
+      K = 1 it is ``inner``. ``update`` takes the extra argument ``present``, K
+      booleans: an absent term takes no step, and its copy of the state stays. The forms
+      of AdaTask below take it, too.
 
     Raises:
       TypeError: ``inner`` is not a transformation.
@@ -123,7 +126,7 @@ def adatask_adam(
         reduction="own",
         mu_dtype=mu_dtype,
     )
-    return _finish([adam], learning_rate, weight_decay, mask)
+    return _finish.step([adam], learning_rate, weight_decay, mask, name)
 
 
 def adatask_rmsprop(
@@ -179,7 +182,7 @@ def adatask_rmsprop(
     _checks.non_negative(eps, "eps", name)
     rms = optax.scale_by_rms(decay, eps, eps_in_sqrt=eps_in_sqrt)
     stages = [per_term(_in_float32(rms), num_terms), sum_terms()]
-    return _finish(stages, learning_rate, weight_decay, mask)
+    return _finish.step(stages, learning_rate, weight_decay, mask, name)
 
 
 def adatask_adagrad(
@@ -228,10 +231,11 @@ def adatask_adagrad(
       >>> round(float(updates[0]), 4)
       -0.2
     """
-    _checks.non_negative(eps, "eps", "adatask_adagrad")
+    name = "adatask_adagrad"
+    _checks.non_negative(eps, "eps", name)
     adagrad = _scale_by_adagrad(eps, eps_in_sqrt)
     stages = [per_term(_in_float32(adagrad), num_terms), sum_terms()]
-    return _finish(stages, learning_rate, weight_decay, mask)
+    return _finish.step(stages, learning_rate, weight_decay, mask, name)
 
 
 class ScaleByAdagradState(NamedTuple):
@@ -255,7 +259,7 @@ def _scale_by_adagrad(eps: Scalar, eps_in_sqrt: bool) -> optax.GradientTransform
         def step(update: jax.Array, total: jax.Array) -> jax.Array:
             root = jnp.sqrt(total + eps) if eps_in_sqrt else jnp.sqrt(total) + eps
             # Nothing accumulated and eps = 0: no gradient, no step.
-            return jnp.where(root > 0, update / jnp.where(root > 0, root, 1), 0)
+            return jnp.where(root == 0, 0, update / jnp.where(root == 0, 1, root))
 
         totals = jax.tree.map(
             lambda u, s: s + jnp.square(u), updates, state.sum_of_squares
@@ -282,14 +286,3 @@ def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransforma
         return optax.tree.cast_like(moved, updates), state
 
     return optax.GradientTransformation(init_fn, update_fn)
-
-
-def _finish(
-    stages: list[optax.GradientTransformation],
-    learning_rate: optax.ScalarOrSchedule,
-    weight_decay: Scalar | None,
-    mask: Any,
-) -> optax.GradientTransformationExtraArgs:
-    if weight_decay is not None:
-        stages = [*stages, optax.add_decayed_weights(weight_decay, mask)]
-    return optax.chain(*stages, optax.scale_by_learning_rate(learning_rate))

@@ -1,6 +1,7 @@
 """Layer-wise AdaTask: one second moment, shared out among the terms by group."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import optax
 from multiterm_optax import _checks, _groups, _terms
 from multiterm_optax._groups import Groups
 from multiterm_optax._typing import Leaf, Norms, Scalar, TermLeaf
+from multiterm_optax.optimizers import _finish
 
 
 class ScaleByLAdaTaskState(NamedTuple):
@@ -18,11 +20,14 @@ class ScaleByLAdaTaskState(NamedTuple):
     Attributes:
       contributions: The terms' averaged squared gradients, ``[K]`` for each group: a
         tree like the parameters, one array, or a dict by label.
+      whole: The averaged squared gradients of all terms together, a number for each
+        group: what the contributions add up to while no term is absent.
       nu: The averaged squared gradient of all terms, leaves like the parameters, in at
         least float32.
     """
 
     contributions: Any
+    whole: Any
     nu: optax.Updates
 
 
@@ -50,7 +55,7 @@ def ladatask_rmsprop(
       G_i &= \frac{C_i}{\sum_k C_k} \, G, \qquad
       \theta \leftarrow \theta - \alpha \sum_i \frac{g_i}{\sqrt{G_i} + \epsilon} .
 
-    State: one copy of the parameters and K numbers a group, where
+    State: one copy of the parameters and K + 1 numbers a group, where
     :func:`multiterm_optax.adatask_rmsprop` keeps K copies. The mean in place of the
     sum over the group changes nothing.
 
@@ -69,9 +74,13 @@ def ladatask_rmsprop(
         not K times. ``None``: none, and ``update`` does not need ``params``.
       mask: Which parameters decay, as in :func:`optax.adamw`.
 
+    A term that is absent keeps its :math:`C_i`, while :math:`G` fades; what is divided
+    by is therefore not :math:`\sum_k C_k` but its part that is still in :math:`G`.
+
     Returns:
       An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. With
-      K = 1 it is :func:`optax.rmsprop` with ``decay=0.99``.
+      K = 1 it is :func:`optax.rmsprop` with ``decay=0.99``. ``update`` takes the extra
+      argument ``present``, K booleans.
 
     Raises:
       ValueError: A hyperparameter is out of range, or an update has not the term axis
@@ -88,10 +97,8 @@ def ladatask_rmsprop(
       >>> round(float(updates[0]), 4)
       -0.2
     """
-    stages = [_scale_by_ladatask(num_terms, decay, eps, total, groups, eps_in_sqrt)]
-    if weight_decay is not None:
-        stages.append(optax.add_decayed_weights(weight_decay, mask))
-    return optax.chain(*stages, optax.scale_by_learning_rate(learning_rate))
+    stage = _scale_by_ladatask(num_terms, decay, eps, total, groups, eps_in_sqrt)
+    return _finish.step([stage], learning_rate, weight_decay, mask, "ladatask_rmsprop")
 
 
 def _scale_by_ladatask(
@@ -118,11 +125,11 @@ def _scale_by_ladatask(
             return average(nu, _terms.sum_terms(wide * wide))
         return average(nu, jnp.square(_terms.sum_terms(wide)))
 
-    def shares_of(contributions: Norms) -> Norms:
+    def shares_of(contributions: Norms, whole: jax.Array) -> Norms:
         largest = jnp.max(contributions)
-        relative = contributions / jnp.where(largest > 0, largest, 1)
-        whole = jnp.sum(relative)
-        return relative / jnp.where(whole > 0, whole, 1)
+        largest = jnp.where(largest > 0, largest, 1)
+        relative = whole / largest
+        return contributions / largest / jnp.where(relative > 0, relative, 1)
 
     def step(update: TermLeaf, nu: Leaf, shares: Norms) -> Leaf:
         wide = update.astype(nu.dtype)
@@ -130,19 +137,21 @@ def _scale_by_ladatask(
         own = over * nu
         root = jnp.sqrt(own + eps) if eps_in_sqrt else jnp.sqrt(own) + eps
         # Nothing accumulated and eps = 0: no gradient, no step.
-        moved = jnp.where(root > 0, wide / jnp.where(root > 0, root, 1), 0)
+        moved = jnp.where(root == 0, 0, wide / jnp.where(root == 0, 1, root))
         return _terms.sum_terms(moved).astype(update.dtype)
 
     def init_fn(params: optax.Params) -> ScaleByLAdaTaskState:
-        leaves = jax.tree.leaves(params)
-        parts = _groups.partition(groups, params, name)
-
-        def nothing(members: list[int]) -> jax.Array:
-            dtype = _terms.accumulator_dtype(*(leaves[i] for i in members))
-            return jnp.zeros((num_terms,), dtype)
+        def nothing(shape: tuple[int, ...]) -> Any:
+            return _groups.init_by_group(
+                groups,
+                params,
+                name,
+                lambda leaves: jnp.zeros(shape, _terms.accumulator_dtype(*leaves)),
+            )
 
         return ScaleByLAdaTaskState(
-            contributions=parts.pack([nothing(members) for members in parts.members]),
+            contributions=nothing((num_terms,)),
+            whole=nothing(()),
             nu=jax.tree.map(
                 lambda p: jnp.zeros_like(p, dtype=_terms.accumulator_dtype(p)), params
             ),
@@ -152,28 +161,42 @@ def _scale_by_ladatask(
         updates: optax.Updates,
         state: ScaleByLAdaTaskState,
         params: optax.Params | None = None,
+        *,
+        present: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByLAdaTaskState]:
         del extra_args
         _checks.term_axis(updates, params, name, num_terms)
-        parts = _groups.partition_updates(groups, updates, name)
-        leaves, structure = jax.tree.flatten(updates)
+        present = _checks.present(present, name, num_terms)
+        updates = jax.tree.map(partial(_terms.only_present, present), updates)
         nu = jax.tree.map(second_moment, updates, state.nu)
-        moments = jax.tree.leaves(nu)
-        contributions = []
-        for members, old in zip(
-            parts.members, parts.unpack(state.contributions), strict=True
-        ):
+
+        def one_group(
+            leaves: list[jax.Array],
+            contributions: Norms,
+            whole: jax.Array,
+            moments: list[jax.Array],
+        ) -> tuple[list[jax.Array], Norms, jax.Array]:
             squared = sum(
-                (_terms.squared_norms(leaves[i]) for i in members),
-                start=jnp.zeros_like(old),
+                map(_terms.squared_norms, leaves), start=jnp.zeros_like(contributions)
             )
-            contributions.append(average(old, squared))
-            shares = shares_of(contributions[-1])
-            for i in members:
-                leaves[i] = step(leaves[i], moments[i], shares)
-        return structure.unflatten(leaves), ScaleByLAdaTaskState(
-            parts.pack(contributions), nu
+            # Without it XLA reads the gradients twice, once for each use.
+            squared = jax.lax.optimization_barrier(squared)
+            whole = average(whole, jnp.sum(squared))
+            contributions = _terms.keep_absent(
+                present, average(contributions, squared), contributions
+            )
+            shares = shares_of(contributions, whole)
+            steps = [
+                step(leaf, moment, shares)
+                for leaf, moment in zip(leaves, moments, strict=True)
+            ]
+            return steps, contributions, whole
+
+        packed = (state.contributions, state.whole)
+        steps, contributions, whole = _groups.update_by_group(
+            groups, name, one_group, updates, packed, nu
         )
+        return steps, ScaleByLAdaTaskState(contributions, whole, nu)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

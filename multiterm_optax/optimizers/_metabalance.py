@@ -57,7 +57,9 @@ def metabalance(
 
     Returns:
       An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. State: K
-      numbers a group, and ``inner``'s. With K = 1 it is ``inner``.
+      numbers a group, and ``inner``'s. With K = 1 it is ``inner``. ``update`` takes the
+      extra argument ``present``, K booleans: an absent term keeps its average, and
+      while the main term is absent the others are scaled by its average.
 
     Raises:
       TypeError: ``inner`` is not a transformation.
@@ -108,12 +110,12 @@ def _relaxed_balance(
 
     def chosen(norms: Norms) -> jax.Array:
         main = norms[anchor]
-        present = main > eps * jnp.max(norms)
+        heard = main > eps * jnp.max(norms)
         if strategy == "reduce":
-            return present & (norms > main)
+            return heard & (norms > main)
         if strategy == "enlarge":
-            return present & (norms < main)
-        return jnp.broadcast_to(present, norms.shape)
+            return heard & (norms < main)
+        return jnp.broadcast_to(heard, norms.shape)
 
     def blend(plain: TermLeaf, balanced: TermLeaf, pick: jax.Array) -> TermLeaf:
         share = jnp.where(pick, relax, 0).astype(_terms.accumulator_dtype(plain))
@@ -124,21 +126,29 @@ def _relaxed_balance(
         updates: optax.Updates,
         state: BalanceByNormState,
         params: optax.Params | None = None,
+        *,
+        present: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, BalanceByNormState]:
         del extra_args
         _checks.term_axis(updates, params, name, num_terms)
+        present = _checks.present(present, name, num_terms)
         new_state: Any
-        balanced, new_state = balance.update(updates, state, params)
-        parts = _groups.partition_updates(groups, updates, name)
-        leaves, structure = jax.tree.flatten(updates)
-        scaled = jax.tree.leaves(balanced)
-        for members, norms in zip(
-            parts.members, parts.unpack(new_state.norms), strict=True
-        ):
+        balanced, new_state = balance.update(updates, state, params, present=present)
+
+        def one_group(
+            leaves: list[jax.Array], norms: Norms, scaled: list[jax.Array]
+        ) -> tuple[list[jax.Array], Norms]:
             pick = chosen(norms)
-            for i in members:
-                leaves[i] = blend(leaves[i], scaled[i], pick)
-        return structure.unflatten(leaves), new_state
+            blended = [
+                _terms.only_present(present, blend(plain, other, pick))
+                for plain, other in zip(leaves, scaled, strict=True)
+            ]
+            return blended, norms
+
+        blended, _ = _groups.update_by_group(
+            groups, name, one_group, updates, (new_state.norms,), balanced
+        )
+        return blended, new_state
 
     return optax.GradientTransformationExtraArgs(balance.init, update_fn)

@@ -9,6 +9,7 @@ from multiterm_optax import _checks
 from multiterm_optax._groups import Groups
 from multiterm_optax._typing import Scalar
 from multiterm_optax.aggregators import scale_by_max_adam
+from multiterm_optax.optimizers import _finish
 from multiterm_optax.transforms import balance_by_norm
 
 
@@ -42,7 +43,7 @@ def mtadam(
       \theta &\leftarrow \theta - \alpha \sum_i
         \frac{\hat m_i}{\sqrt{\max_j \hat v_j} + \epsilon} .
 
-    State: (K + 1) copies of the parameters and K numbers a group.
+    State: (K + 1) copies of the parameters, K numbers a group, and K + 1 counts.
 
     K equal terms step K times as far as Adam on one of them: when a learning rate was
     tuned for the mean of the losses, divide it by K.
@@ -67,7 +68,9 @@ def mtadam(
 
     Returns:
       An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. With
-      K = 1 it is :func:`optax.adam`, or :func:`optax.adamw`.
+      K = 1 it is :func:`optax.adam`, or :func:`optax.adamw`. ``update`` takes the extra
+      argument ``present``, K booleans: what becomes of an absent term is said at
+      :func:`balance_by_norm` and :func:`scale_by_max_adam`.
 
     Raises:
       ValueError: A hyperparameter is out of range, or an update has not the term axis
@@ -112,6 +115,4 @@ def mtadam(
             mu_dtype=mu_dtype,
         ),
     ]
-    if weight_decay is not None:
-        stages.append(optax.add_decayed_weights(weight_decay, mask))
-    return optax.chain(*stages, optax.scale_by_learning_rate(learning_rate))
+    return _finish.step(stages, learning_rate, weight_decay, mask, "mtadam")

@@ -1,10 +1,12 @@
 """MTAdam's first half: bring the terms' gradients to one size, group by group."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool
 
 from multiterm_optax import _checks, _groups, _terms
 from multiterm_optax._groups import Groups
@@ -68,6 +70,9 @@ def balance_by_norm(
       A transformation of updates whose every leaf is [K, \*p] to updates of the same
       shapes and dtypes. Norms are accumulated in at least float32, which holds those
       between 1e-19 and 1e19; a norm that is not finite leaves its average as it was.
+      ``update`` takes the extra argument ``present``, K booleans: a term that is absent
+      gets zero updates and keeps its average, by which it may still be the anchor, so
+      that the group's size does not jump.
 
     Raises:
       ValueError: A hyperparameter is out of range, or an update has not the term axis
@@ -100,13 +105,18 @@ def balance_by_norm(
     if weights is not None:
         weights = _checks.vector(weights, "weights", name, num_terms)
 
-    def average(mean: Norms, squared: Norms) -> Norms:
+    def average(
+        mean: Norms, squared: Norms, present: Bool[Array, " K"] | None
+    ) -> Norms:
         norms = jnp.sqrt(squared)
         moved = decay * mean + (1 - decay) * norms
         if norm_init is None:
             moved = jnp.where(mean == 0, norms, moved)
         # A gradient that is not finite must not spoil the average for good.
-        return jnp.where(jnp.isfinite(norms), moved, mean).astype(mean.dtype)
+        counts = jnp.isfinite(norms)
+        if present is not None:
+            counts = counts & present
+        return jnp.where(counts, moved, mean).astype(mean.dtype)
 
     def factors(norms: Norms) -> Weights:
         heard = norms > eps * jnp.max(norms)
@@ -118,41 +128,38 @@ def balance_by_norm(
 
     def init_fn(params: optax.Params) -> BalanceByNormState:
         start = 0.0 if norm_init is None else norm_init
-        leaves = jax.tree.leaves(params)
-        parts = _groups.partition(groups, params, name)
+
+        def one_group(leaves: list[Any]) -> Norms:
+            return jnp.full((num_terms,), start, _terms.accumulator_dtype(*leaves))
+
         return BalanceByNormState(
-            parts.pack(
-                [
-                    jnp.full(
-                        (num_terms,),
-                        start,
-                        _terms.accumulator_dtype(*(leaves[i] for i in members)),
-                    )
-                    for members in parts.members
-                ]
-            )
+            _groups.init_by_group(groups, params, name, one_group)
         )
 
     def update_fn(
         updates: optax.Updates,
         state: BalanceByNormState,
         params: optax.Params | None = None,
+        *,
+        present: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, BalanceByNormState]:
         del extra_args
         _checks.term_axis(updates, params, name, num_terms)
-        parts = _groups.partition_updates(groups, updates, name)
-        leaves, structure = jax.tree.flatten(updates)
-        norms = []
-        for members, mean in zip(parts.members, parts.unpack(state.norms), strict=True):
-            squared = sum(
-                (_terms.squared_norms(leaves[i]) for i in members),
-                start=jnp.zeros_like(mean),
-            )
-            norms.append(average(mean, squared))
-            ratios = factors(norms[-1])
-            for i in members:
-                leaves[i] = _terms.scale(ratios, leaves[i])
-        return structure.unflatten(leaves), BalanceByNormState(parts.pack(norms))
+        present = _checks.present(present, name, num_terms)
+        only_present = partial(_terms.only_present, present)
+
+        def one_group(
+            leaves: list[jax.Array], mean: Norms
+        ) -> tuple[list[jax.Array], Norms]:
+            squared = sum(map(_terms.squared_norms, leaves), start=jnp.zeros_like(mean))
+            norms = average(mean, squared, present)
+            ratios = factors(norms)
+            return [only_present(_terms.scale(ratios, leaf)) for leaf in leaves], norms
+
+        balanced, norms = _groups.update_by_group(
+            groups, name, one_group, updates, (state.norms,)
+        )
+        return balanced, BalanceByNormState(norms)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

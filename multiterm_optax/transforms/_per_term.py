@@ -1,11 +1,13 @@
 """Any Optax transformation, once for each term."""
 
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from multiterm_optax import _checks
+from multiterm_optax import _checks, _terms
 
 
 def per_term(
@@ -25,12 +27,13 @@ def per_term(
 
     Args:
       inner: The transformation. Extra arguments of ``update`` are forwarded to it,
-        the same ones for each term.
+        the same ones for each term, save ``present``.
       num_terms: K, the number of terms.
 
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates of the same
-      shapes.
+      shapes. ``update`` takes the extra argument ``present``, K booleans: a term that
+      is absent gets zero updates, and its copy of ``inner``'s state stays as it was.
 
     Raises:
       TypeError: ``inner`` is not a transformation.
@@ -62,13 +65,21 @@ def per_term(
         updates: optax.Updates,
         state: optax.OptState,
         params: optax.Params | None = None,
+        *,
+        present: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         _checks.term_axis(updates, params, name, num_terms)
+        present = _checks.present(present, name, num_terms)
+        seen = jax.tree.map(partial(_terms.only_present, present), updates)
 
         def one_term(update: optax.Updates, one_state: optax.OptState) -> Any:
             return inner.update(update, one_state, params, **extra_args)
 
-        return jax.vmap(one_term, axis_size=num_terms)(updates, state)
+        stepped = jax.vmap(one_term, axis_size=num_terms)(seen, state)
+        if present is None:
+            return stepped
+        still = jax.tree.map(jnp.zeros_like, stepped[0]), state
+        return jax.tree.map(partial(_terms.keep_absent, present), stepped, still)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,13 +1,14 @@
 """A weighting at work inside a chain."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from multiterm_optax import _checks, _groups, _terms, _weighting
 from multiterm_optax._groups import Groups
+from multiterm_optax._typing import Mixing, Weights
 from multiterm_optax._weighting import Weighting
 
 
@@ -44,7 +45,9 @@ def reweight(
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates of the same
       shapes. ``update`` takes the loss values as the extra argument ``losses``, an
-      array [K] or a pytree of K scalars; weightings that read them require it.
+      array [K] or a pytree of K scalars; weightings that read them require it. It
+      takes ``present``, K booleans: an absent term's gradient and loss are not read,
+      its weight is 0, and what the weighting remembers of it stays.
 
     Raises:
       TypeError: ``weighting`` is not a :class:`multiterm_optax.Weighting`.
@@ -72,17 +75,18 @@ def reweight(
     _groups.check_groups(groups, name)
 
     def init_fn(params: optax.Params) -> ReweightState:
-        parts = _groups.partition(groups, params, name)
-        states = [weighting.init(num_terms) for _ in parts.members]
-        return ReweightState(
-            weights=parts.pack(
-                [
-                    _weighting.neutral_weights(weighting, state, num_terms)
-                    for state in states
-                ]
-            ),
-            weighting=parts.pack(states),
-        )
+        def neutral(leaves: list[Any]) -> jax.Array:
+            del leaves
+            return _weighting.neutral_weights(
+                weighting, weighting.init(num_terms), num_terms
+            )
+
+        def start(leaves: list[Any]) -> Any:
+            del leaves
+            return weighting.init(num_terms)
+
+        by_group = partial(_groups.init_by_group, groups, params, name)
+        return ReweightState(weights=by_group(neutral), weighting=by_group(start))
 
     def update_fn(
         updates: optax.Updates,
@@ -90,32 +94,32 @@ def reweight(
         params: optax.Params | None = None,
         *,
         losses: Any = None,
+        present: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ReweightState]:
         _checks.term_axis(updates, params, name, num_terms)
+        present = _checks.present(present, name, num_terms)
         losses = _weighting.losses_vector(
-            losses, name, num_terms, needed=weighting.reads_losses
+            losses,
+            name,
+            num_terms,
+            needed=weighting.reads_losses,
+            present=present,
         )
-        parts = _groups.partition_updates(groups, updates, name)
-        leaves, structure = jax.tree.flatten(updates)
-        weights, states = [], []
-        for members, one_state in zip(
-            parts.members, parts.unpack(state.weighting), strict=True
-        ):
+        updates = jax.tree.map(partial(_terms.only_present, present), updates)
+
+        def one_group(
+            leaves: list[jax.Array], weights: Weights | Mixing, one_state: Any
+        ) -> tuple[list[jax.Array], Weights | Mixing, Any]:
             found, one_state = _weighting.find_weights(
-                weighting,
-                [leaves[i] for i in members],
-                one_state,
-                losses,
-                num_terms,
-                **extra_args,
+                weighting, leaves, one_state, losses, num_terms, present, **extra_args
             )
-            for i in members:
-                leaves[i] = _terms.mix(found, leaves[i])
-            weights.append(found.astype(jnp.result_type(float)))
-            states.append(one_state)
-        return structure.unflatten(leaves), ReweightState(
-            parts.pack(weights), parts.pack(states)
+            mixed = [_terms.mix(found, leaf) for leaf in leaves]
+            return mixed, found.astype(weights.dtype), one_state
+
+        mixed, weights, states = _groups.update_by_group(
+            groups, name, one_group, updates, (state.weights, state.weighting)
         )
+        return mixed, ReweightState(weights, states)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

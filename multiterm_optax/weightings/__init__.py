@@ -3,7 +3,8 @@
 A weighting is ``Weighting(init(num_terms) -> state, update(gramian, state, *,
 losses) -> (weights, state))``. It sees the K x K dot products of the terms'
 gradients, or their losses, never a parameter; the weights it returns are ``[K]``,
-or a mixing matrix ``[K, K]``.
+or a mixing matrix ``[K, K]``. A step from which terms are absent is that of the smaller
+problem; what a state holds for them stays.
 """
 
 from multiterm_optax._weighting import Weighting as Weighting
@@ -12,6 +13,8 @@ from multiterm_optax.weightings._cagrad import cagrad as cagrad
 from multiterm_optax.weightings._constant import FixedState as FixedState
 from multiterm_optax.weightings._constant import constant as constant
 from multiterm_optax.weightings._constant import equal as equal
+from multiterm_optax.weightings._dual_proj import DualProjState as DualProjState
+from multiterm_optax.weightings._dual_proj import dual_proj as dual_proj
 from multiterm_optax.weightings._dwa import DWAState as DWAState
 from multiterm_optax.weightings._dwa import dwa as dwa
 from multiterm_optax.weightings._gradnorm import GradNormState as GradNormState
@@ -28,3 +31,5 @@ from multiterm_optax.weightings._softadapt import SoftAdaptState as SoftAdaptSta
 from multiterm_optax.weightings._softadapt import softadapt as softadapt
 from multiterm_optax.weightings._uncertainty import UncertaintyState as UncertaintyState
 from multiterm_optax.weightings._uncertainty import uncertainty as uncertainty
+from multiterm_optax.weightings._upgrad import UPGradState as UPGradState
+from multiterm_optax.weightings._upgrad import upgrad as upgrad

@@ -4,11 +4,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
-from multiterm_optax import _checks, _nnqp
+from multiterm_optax import _checks, _nnqp, _terms, _weighting
 from multiterm_optax._typing import Gramian, Losses, Scalar, Weights
 from multiterm_optax._weighting import Weighting
-from multiterm_optax.weightings import _units
+from multiterm_optax.weightings import _absent, _units
 
 _MAX_SOLVES = 60
 
@@ -92,17 +93,28 @@ def cagrad(c: Scalar = 0.5, rescale: bool | Literal["linear"] = False) -> Weight
         state: CAGradState,
         *,
         losses: Losses | None = None,
+        present: Bool[Array, " K"] | None = None,
         **extra_args: Any,
     ) -> tuple[Weights, CAGradState]:
         del state, losses, extra_args
         radius = jnp.asarray(c, gramian.dtype)
-        if gramian.shape[0] == 1:
-            return jnp.ones_like(gramian[0]), CAGradState(jnp.ones([], jnp.bool_))
-        weights, converged = _conflict_averse(gramian, radius)
+        num_terms = gramian.shape[0]
+        present = _checks.present(present, name, num_terms)
+        if num_terms == 1:
+            alone = _terms.only_present(present, jnp.ones_like(gramian[0]))
+            return alone, CAGradState(jnp.ones([], jnp.bool_))
+        gramian = _weighting.pairs_present(present, gramian)
+        count = _absent.number(present, num_terms)
+        weights, converged = _conflict_averse(gramian, radius, count)
         if rescale == "linear":
             weights = weights / (1 + radius)
         elif rescale:
             weights = weights / (1 + radius**2)
+        if present is not None:
+            alone = count == 1
+            weights = jnp.where(alone, 1, weights)
+            weights = _terms.only_present(present, weights)
+            converged = alone | converged
         return weights, CAGradState(converged)
 
     return Weighting(init, update)
@@ -122,9 +134,11 @@ class _Bracket(NamedTuple):
     solves: jax.Array
 
 
-def _conflict_averse(gramian: Gramian, c: jax.Array) -> tuple[Weights, jax.Array]:
+def _conflict_averse(
+    gramian: Gramian, c: jax.Array, count: Scalar
+) -> tuple[Weights, jax.Array]:
+    # Of the terms whose gradient is zero, ``count`` tells which are in the mean.
     gramian, c = jax.lax.stop_gradient((gramian, c))
-    count = gramian.shape[0]
     scaled, units, silent = _units.split(gramian)
     longest = jnp.max(jnp.where(silent, 0, units))
     lengths = units / jnp.where(longest > 0, longest, 1)

@@ -6,14 +6,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool
 
-from multiterm_optax import _checks
+from multiterm_optax import _checks, _terms
 from multiterm_optax._typing import Gramian, Losses, Weights
 from multiterm_optax._weighting import Weighting
+from multiterm_optax.weightings import _absent
 
 
 def equal() -> Weighting:
-    r"""Equal weights, :math:`w_i = 1 / K`: the mean of the losses.
+    r"""Equal weights, :math:`w_i = 1 / K`: the mean of the losses that are there.
 
     Reads neither gradients nor losses.
 
@@ -28,7 +30,9 @@ def equal() -> Weighting:
       [0.25, 0.25, 0.25, 0.25]
     """
     return _fixed(
-        lambda num_terms: jnp.full((num_terms,), 1 / num_terms, jnp.result_type(float))
+        lambda num_terms: jnp.full((num_terms,), 1 / num_terms, jnp.result_type(float)),
+        lambda present, fixed: _absent.equal_shares(present, fixed),
+        "equal",
     )
 
 
@@ -61,7 +65,7 @@ def constant(weights: Any) -> Weighting:
     def make(num_terms: int) -> jax.Array:
         return _checks.vector(values, "weights", "constant", num_terms)
 
-    return _fixed(make)
+    return _fixed(make, _terms.only_present, "constant")
 
 
 class FixedState(NamedTuple):
@@ -70,16 +74,24 @@ class FixedState(NamedTuple):
     fixed: jax.Array
 
 
-def _fixed(make: Callable[[int], jax.Array]) -> Weighting:
+def _fixed(
+    make: Callable[[int], jax.Array],
+    among: Callable[[jax.Array, Weights], Any],
+    name: str,
+) -> Weighting:
     def update(
         gramian: Gramian | None,
         state: FixedState,
         *,
         losses: Losses | None = None,
+        present: Bool[Array, " K"] | None = None,
         **extra_args: Any,
     ) -> tuple[Weights, FixedState]:
         del gramian, losses, extra_args
-        return state.fixed, state
+        present = _checks.present(present, name, state.fixed.size)
+        if present is None:
+            return state.fixed, state
+        return among(present, state.fixed), state
 
     return Weighting(
         lambda num_terms: FixedState(make(num_terms)), update, reads_gramian=False

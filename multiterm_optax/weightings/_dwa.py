@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool
 
-from multiterm_optax import _checks, _weighting
+from multiterm_optax import _checks, _terms, _weighting
 from multiterm_optax._typing import Gramian, Losses, Scalar, Weights
 from multiterm_optax._weighting import Weighting
-from multiterm_optax.weightings import _by_losses
+from multiterm_optax.weightings import _absent, _by_losses
 
 
 class DWAState(NamedTuple):
@@ -18,7 +19,7 @@ class DWAState(NamedTuple):
     Attributes:
       running: Losses of the epoch so far [K], each divided by the epoch's length.
       averages: Mean losses of the last epoch and of the one before it, [2, K].
-      seen: Number of losses seen so far, int32.
+      seen: Number of losses seen so far of each term [K], int32.
     """
 
     running: jax.Array
@@ -35,7 +36,8 @@ def dwa(temperature: Scalar = 2.0, *, steps_per_epoch: int = 1) -> Weighting:
       r_i(t-1) = \frac{L_i(t-1)}{L_i(t-2)}
 
     t counts epochs, and :math:`L_i(t)` is the mean of the losses over epoch t. The
-    weights are 1 in the first two epochs and constant within each.
+    weights are 1 in the first two epochs and constant within each. The epochs of a term
+    are made of the steps that it is present in.
 
     Args:
       temperature: T, positive. The larger, the more equal the weights.
@@ -44,8 +46,9 @@ def dwa(temperature: Scalar = 2.0, *, steps_per_epoch: int = 1) -> Weighting:
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the losses only; the weights [K]
-      sum to K. State: 3 K numbers. A ratio to a loss of zero counts as 1, no change. A
-      loss that is not finite makes the weights NaN for the two epochs after its own.
+      sum to K, the number of terms present. State: 3 K numbers and K counts. A ratio to
+      a loss of zero counts as 1, no change. A loss that is not finite makes the weights
+      NaN for the two epochs after its own.
 
     Raises:
       TypeError: ``steps_per_epoch`` is not a static int.
@@ -74,7 +77,7 @@ def dwa(temperature: Scalar = 2.0, *, steps_per_epoch: int = 1) -> Weighting:
         return DWAState(
             running=jnp.zeros((num_terms,), dtype),
             averages=jnp.zeros((2, num_terms), dtype),
-            seen=jnp.zeros([], jnp.int32),
+            seen=jnp.zeros((num_terms,), jnp.int32),
         )
 
     def update(
@@ -82,26 +85,36 @@ def dwa(temperature: Scalar = 2.0, *, steps_per_epoch: int = 1) -> Weighting:
         state: DWAState,
         *,
         losses: Losses | None = None,
+        present: Bool[Array, " K"] | None = None,
         **extra_args: Any,
     ) -> tuple[Weights, DWAState]:
         del gramian, extra_args
         num_terms, dtype = state.running.size, state.running.dtype
-        current = _weighting.losses_vector(losses, name, num_terms, needed=True)
+        present = _checks.present(present, name, num_terms)
+        current = _weighting.losses_vector(
+            losses, name, num_terms, needed=True, present=present
+        )
         current = jax.lax.stop_gradient(current).astype(dtype)
 
         last, before_last = state.averages
+        # 1 in the first two epochs, whose losses have nothing to be compared with.
         ratios = _by_losses.ratio(last, before_last)
-        powers = jnp.exp((ratios - jnp.max(ratios)) / temperature)
-        weights = num_terms * powers / jnp.sum(powers)
-        weights = jnp.where(state.seen // length < 2, 1, weights).astype(dtype)
+        powers = jnp.exp((ratios - _absent.greatest(present, ratios)) / temperature)
+        powers = _terms.only_present(present, powers)
+        whole = jnp.sum(powers)
+        if present is not None:
+            whole = jnp.maximum(whole, 1)  # 0 if none is there, else never below 1
+        weights = _absent.number(present, num_terms) * powers / whole
+        weights = weights.astype(dtype)
 
         running = state.running + current / length
         seen = jnp.asarray(optax.safe_increment(state.seen))
         over = seen % length == 0
+        averages = jnp.where(over, jnp.stack([running, last]), state.averages)
         return weights, DWAState(
-            running=jnp.where(over, 0, running),
-            averages=jnp.where(over, jnp.stack([running, last]), state.averages),
-            seen=seen,
+            running=_absent.keep(present, jnp.where(over, 0, running), state.running),
+            averages=_absent.keep(present, averages, state.averages),
+            seen=_absent.keep(present, seen, state.seen),
         )
 
     return Weighting(init, update, reads_gramian=False, reads_losses=True)

@@ -5,20 +5,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool
 
-from multiterm_optax import _checks, _weighting
+from multiterm_optax import _checks, _terms, _weighting
 from multiterm_optax._typing import Gramian, Losses, Scalar, Weights
 from multiterm_optax._weighting import Weighting
-from multiterm_optax.weightings import _by_losses
+from multiterm_optax.weightings import _absent, _by_losses
 
 
 class GradNormState(NamedTuple):
     """State of :func:`gradnorm`.
 
     Attributes:
-      learned: The weights [K] that the next step will use.
+      learned: The weights [K] that the next step will use if all terms are present.
       first: The first losses [K]; zeros before they were seen.
-      started: Whether they were.
+      started: Whether they were [K].
       optimizer: State of the transformation that learns the weights.
     """
 
@@ -52,6 +53,10 @@ def gradnorm(
     at 1. The norms are those of the whole group, where the paper takes the last layer
     that the terms share.
 
+    The terms present in a step share K, their number: their weights are the learned
+    ones scaled to this sum. What they have learned is then scaled back to the sum it
+    had, so that their share against the absent terms stays as it was.
+
     Args:
       alpha: :math:`\alpha`, not negative: how strongly the terms are brought to one
         rate of training. 0: equal norms.
@@ -61,9 +66,11 @@ def gradnorm(
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the gramian's diagonal and the
-      losses; the weights [K] sum to K. State: 2 K numbers and the optimizer's. A first
-      loss of zero counts as one that has not changed. A loss or a gradient that is not
-      finite makes the learned weights NaN for good: keep such steps out.
+      losses; the weights [K] sum to K. State: 2 K numbers, K flags, and the
+      optimizer's, of which an absent term's part stays, but not a count of steps that
+      belongs to all terms. A first loss of zero counts as one that has not changed. A
+      loss or a gradient that is not finite makes the learned weights NaN for good: keep
+      such steps out.
 
     Raises:
       TypeError: ``optimizer`` is not a transformation.
@@ -95,7 +102,7 @@ def gradnorm(
         return GradNormState(
             learned=jnp.ones((num_terms,), dtype),
             first=jnp.zeros((num_terms,), dtype),
-            started=jnp.zeros([], jnp.bool_),
+            started=jnp.zeros((num_terms,), jnp.bool_),
             optimizer=learner.init(jnp.ones((num_terms,), dtype)),
         )
 
@@ -104,30 +111,50 @@ def gradnorm(
         state: GradNormState,
         *,
         losses: Losses | None = None,
+        present: Bool[Array, " K"] | None = None,
         **extra_args: Any,
     ) -> tuple[Weights, GradNormState]:
         del extra_args
-        weights = state.learned
+        weights, scale = state.learned, None
         num_terms, dtype = weights.size, weights.dtype
-        current = _weighting.losses_vector(losses, name, num_terms, needed=True)
+        present = _checks.present(present, name, num_terms)
+        current = _weighting.losses_vector(
+            losses, name, num_terms, needed=True, present=present
+        )
+        gramian = _weighting.pairs_present(present, gramian)
+        count = 1.0 * _absent.number(present, num_terms)
+        if present is not None:
+            weights = _terms.only_present(present, weights)
+            scale = jnp.sum(weights) / count
+            weights = _by_losses.summing_to(weights, count, present).astype(dtype)
         current, gramian = jax.lax.stop_gradient((current, gramian))
         current = current.astype(dtype)
         first = jnp.where(state.started, state.first, current)
         left = jnp.maximum(_by_losses.ratio(current, first), 0)
-        relative = _by_losses.ratio(left, jnp.mean(left))
+        relative = _by_losses.ratio(left, _absent.mean(present, left))
 
         norms = jnp.sqrt(jnp.diagonal(gramian)).astype(dtype)
         weighted = weights * norms
-        target = jnp.mean(weighted) * relative**alpha
+        target = _absent.mean(present, weighted) * relative**alpha
         gradient = jnp.sign(weighted - target) * norms
+        if present is not None:
+            # A term alone has the norm that it should, and no sign of a rounding.
+            gradient = _terms.only_present(present & (count > 1), gradient)
         step, optimizer_state = learner.update(gradient, state.optimizer, weights)
         learned = jnp.maximum(optax.apply_updates(weights, step), 0)
-        learned = _by_losses.summing_to(learned, float(num_terms))
+        learned = _terms.only_present(present, learned)
+        learned = _by_losses.summing_to(learned, count, present)
+        if scale is not None:
+            learned = learned * scale
         return weights, GradNormState(
-            learned=learned.astype(dtype),
-            first=first,
-            started=jnp.ones([], jnp.bool_),
-            optimizer=optimizer_state,
+            learned=_absent.keep(present, learned.astype(dtype), state.learned),
+            first=_absent.keep(present, first, state.first),
+            started=_absent.keep(
+                present, jnp.ones((num_terms,), jnp.bool_), state.started
+            ),
+            optimizer=_absent.keep_optimizer(
+                present, optimizer_state, state.optimizer, learner.init, weights
+            ),
         )
 
     return Weighting(init, update, reads_losses=True)

@@ -5,11 +5,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool
 
-from multiterm_optax import _checks, _weighting
+from multiterm_optax import _checks, _terms, _weighting
 from multiterm_optax._typing import Gramian, Losses, Scalar, Weights
 from multiterm_optax._weighting import Weighting
-from multiterm_optax.weightings import _by_losses
+from multiterm_optax.weightings import _absent, _by_losses
 
 
 class LBTWState(NamedTuple):
@@ -17,7 +18,7 @@ class LBTWState(NamedTuple):
 
     Attributes:
       first: The losses [K] that the others are compared with; zeros before the first.
-      seen: Number of losses seen so far, int32.
+      seen: Number of losses seen so far of each term [K], int32.
     """
 
     first: jax.Array
@@ -41,14 +42,16 @@ def lbtw(
       alpha: :math:`\alpha`, not negative. 0: weights of 1.
       steps_per_epoch: ``None``: :math:`L_i(0)` is the first loss of the run. An int: it
         is taken anew from the first batch of each epoch of so many steps, as the
-        authors do; the weights there are 1.
+        authors do; the weights there are 1. A term's steps are those that it is
+        present in.
       sum_to: ``None``: the weights as they are. A positive number: scaled to this sum.
-        ``"terms"``: to K, as in the authors' code.
+        ``"terms"``: to K, the number of terms present, as in the authors' code.
 
     Returns:
-      A :class:`multiterm_optax.Weighting` that reads the losses only. State: K numbers.
-      Losses must not be negative; a ratio to a loss of zero counts as 1, no change. If
-      the losses that the others are compared with are not finite, nor are the weights.
+      A :class:`multiterm_optax.Weighting` that reads the losses only. State: K numbers
+      and K counts. Losses must not be negative; a ratio to a loss of zero counts as 1,
+      no change. If the losses that the others are compared with are not finite, nor are
+      the weights.
 
     Raises:
       TypeError: ``steps_per_epoch`` is not a static int.
@@ -80,7 +83,7 @@ def lbtw(
     def init(num_terms: int) -> LBTWState:
         return LBTWState(
             first=jnp.zeros((num_terms,), jnp.result_type(float)),
-            seen=jnp.zeros([], jnp.int32),
+            seen=jnp.zeros((num_terms,), jnp.int32),
         )
 
     def update(
@@ -88,20 +91,27 @@ def lbtw(
         state: LBTWState,
         *,
         losses: Losses | None = None,
+        present: Bool[Array, " K"] | None = None,
         **extra_args: Any,
     ) -> tuple[Weights, LBTWState]:
         del gramian, extra_args
         num_terms, dtype = state.first.size, state.first.dtype
-        current = _weighting.losses_vector(losses, name, num_terms, needed=True)
+        present = _checks.present(present, name, num_terms)
+        current = _weighting.losses_vector(
+            losses, name, num_terms, needed=True, present=present
+        )
         current = jax.lax.stop_gradient(current).astype(dtype)
         step = state.seen if steps_per_epoch is None else state.seen % steps_per_epoch
         first = jnp.where(step == 0, current, state.first)
         weights = jnp.maximum(_by_losses.ratio(current, first), 0) ** alpha
+        weights = _terms.only_present(present, weights)
         if sum_to is not None:
-            weights = _by_losses.summing_to(
-                weights, _by_losses.total(sum_to, num_terms)
-            )
-        seen = optax.safe_increment(state.seen)
-        return weights.astype(dtype), LBTWState(first, seen)
+            whole = _by_losses.total(sum_to, num_terms, present)
+            weights = _by_losses.summing_to(weights, whole, present)
+        seen = jnp.asarray(optax.safe_increment(state.seen))
+        return weights.astype(dtype), LBTWState(
+            first=_absent.keep(present, first, state.first),
+            seen=_absent.keep(present, seen, state.seen),
+        )
 
     return Weighting(init, update, reads_gramian=False, reads_losses=True)

@@ -4,11 +4,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
-from multiterm_optax import _checks, _nnqp
+from multiterm_optax import _checks, _nnqp, _terms, _weighting
 from multiterm_optax._typing import Gramian, Losses, Weights
 from multiterm_optax._weighting import Weighting
-from multiterm_optax.weightings import _units
+from multiterm_optax.weightings import _absent, _units
 
 Normalization = Literal["l2", "loss", "loss+"]
 
@@ -109,15 +110,18 @@ def mgda(
         state: MGDAState,
         *,
         losses: Losses | None = None,
+        present: Bool[Array, " K"] | None = None,
         **extra_args: Any,
     ) -> tuple[Weights, MGDAState]:
         del state, extra_args
+        present = _checks.present(present, name, gramian.shape[0])
+        gramian = _weighting.pairs_present(present, gramian)
         normalized = _normalized(gramian, losses, normalization)
         if solver == "exact":
-            weights, converged = _min_norm(normalized)
+            weights, converged = _min_norm(normalized, present)
         else:
-            weights, converged = _frank_wolfe(normalized, iterations)
-        return weights, MGDAState(converged)
+            weights, converged = _frank_wolfe(normalized, iterations, present)
+        return _terms.only_present(present, weights), MGDAState(converged)
 
     by_loss = normalization in ("loss", "loss+")
     return Weighting(init, update, reads_losses=by_loss)
@@ -139,7 +143,8 @@ def inexact_mgda(eps: Any, normalization: Normalization | None = None) -> Weight
 
     A skipped step has all weights zero. Inside :func:`multiterm_optax.weighted` it
     touches neither parameters nor the inner optimizer's state; inside a plain
-    :func:`multiterm_optax.reweight` a later optimizer sees zero gradients.
+    :func:`multiterm_optax.reweight` a later optimizer sees zero gradients. A step from
+    which all terms are absent is skipped.
 
     Args:
       eps: :math:`\epsilon`, a number or an array [K], not negative.
@@ -183,20 +188,28 @@ def inexact_mgda(eps: Any, normalization: Normalization | None = None) -> Weight
         state: InexactMGDAState,
         *,
         losses: Losses | None = None,
+        present: Bool[Array, " K"] | None = None,
         **extra_args: Any,
     ) -> tuple[Weights, InexactMGDAState]:
         del extra_args
+        present = _checks.present(present, name, gramian.shape[0])
+        gramian = _weighting.pairs_present(present, gramian)
         weights, found = exact.update(
-            gramian, MGDAState(state.converged), losses=losses
+            gramian, MGDAState(state.converged), losses=losses, present=present
         )
         bounds = _per_term(eps, "eps", name, gramian.shape[0])
         along = jnp.matmul(gramian, weights, precision="highest")
         length = jnp.sqrt(jnp.maximum(weights @ along, 0))
         # A product that is zero but for its rounding does not conflict.
         norms = jnp.sqrt(jnp.diagonal(gramian))
-        size = gramian.shape[0] * jnp.finfo(gramian.dtype).eps
+        count = _absent.number(present, gramian.shape[0])
+        size = count * jnp.finfo(gramian.dtype).eps
         rounding = size * norms * (weights @ norms)
-        ready = jnp.all(along + rounding >= bounds * length)
+        descends = along + rounding >= bounds * length
+        if present is None:
+            ready = jnp.all(descends)
+        else:
+            ready = jnp.all(descends | ~present) & jnp.any(present)
         skipped = state.skipped + jnp.where(ready, 0, 1).astype(jnp.int32)
         return jnp.where(ready, weights, 0), InexactMGDAState(
             found.converged, ready, skipped
@@ -233,7 +246,9 @@ def _normalized(
     return gramian / divisors[:, None] / divisors[None, :]
 
 
-def _min_norm(gramian: Gramian) -> tuple[Weights, jax.Array]:
+def _min_norm(
+    gramian: Gramian, present: Bool[Array, " K"] | None
+) -> tuple[Weights, jax.Array]:
     num_terms = gramian.shape[0]
     if num_terms == 1:
         return jnp.ones_like(gramian[0]), jnp.isfinite(gramian[0, 0])
@@ -241,10 +256,14 @@ def _min_norm(gramian: Gramian) -> tuple[Weights, jax.Array]:
     scaled, units, silent = _units.split(gramian)
     shortest = jnp.min(jnp.where(silent, jnp.inf, units))
     inverse = jnp.where(jnp.all(silent), 1, shortest) / units
+    if present is not None:
+        silent = silent & present  # an absent gradient is no zero gradient
     if num_terms == 2:
         weights, converged = _closed_form(scaled, inverse)
+        if present is not None:
+            weights = jnp.where(jnp.all(present), weights, present)
     else:
-        weights, converged = _by_program(scaled, inverse)
+        weights, converged = _by_program(scaled, inverse, present)
     # A zero gradient is itself the shortest vector of the hull.
     zero = silent / jnp.maximum(jnp.sum(silent), 1).astype(gramian.dtype)
     return (
@@ -263,17 +282,34 @@ def _closed_form(scaled: Gramian, inverse: Weights) -> tuple[Weights, jax.Array]
     return jnp.stack([first, 1 - first]), jnp.ones([], jnp.bool_)
 
 
-def _by_program(scaled: Gramian, inverse: Weights) -> tuple[Weights, jax.Array]:
+def _by_program(
+    scaled: Gramian, inverse: Weights, present: Bool[Array, " K"] | None
+) -> tuple[Weights, jax.Array]:
     # min |sum z_i u_i|^2 + (b.z - 1)^2 over z >= 0, for gradients u in their units
     # and b = 1 / units: its optimality conditions are those of the simplex up to the
     # sum of w.
-    solution = _nnqp.solve(scaled, inverse, inverse)
+    if present is None:
+        solution = _nnqp.solve(scaled, inverse, inverse)
+        weights = solution.z * inverse
+        return weights / jnp.sum(weights), solution.converged
+    # An absent gradient is apart from the others, and its multiplier at zero, clearly.
+    inverse = _terms.only_present(present, inverse)
+    solution = _nnqp.solve(scaled, inverse, jnp.where(present, inverse, -1))
     weights = solution.z * inverse
-    return weights / jnp.sum(weights), solution.converged
+    nobody = ~jnp.any(present)
+    return weights / jnp.where(nobody, 1, jnp.sum(weights)), nobody | solution.converged
 
 
-def _frank_wolfe(gramian: Gramian, iterations: int) -> tuple[Weights, jax.Array]:
+def _frank_wolfe(
+    gramian: Gramian, iterations: int, present: Bool[Array, " K"] | None
+) -> tuple[Weights, jax.Array]:
     gramian = jax.lax.stop_gradient(gramian)
+
+    def smallest(values: jax.Array) -> jax.Array:
+        if present is not None:
+            values = jnp.where(present, values, jnp.inf)
+        return jnp.argmin(values)
+
     squares = jnp.diagonal(gramian)
     longest = jnp.max(squares)
     scaled = gramian / jnp.where(longest > 0, longest, 1)
@@ -281,7 +317,7 @@ def _frank_wolfe(gramian: Gramian, iterations: int) -> tuple[Weights, jax.Array]
 
     def gap(weights: Weights) -> tuple[Weights, jax.Array, jax.Array]:
         along = jnp.matmul(scaled, weights, precision="highest")
-        best = jnp.argmin(along)
+        best = smallest(along)
         return along, best, weights @ along - along[best]
 
     def unfinished(carry: tuple[Weights, jax.Array]) -> jax.Array:
@@ -297,6 +333,6 @@ def _frank_wolfe(gramian: Gramian, iterations: int) -> tuple[Weights, jax.Array]
         vertex = jnp.arange(len(weights)) == best
         return (1 - length) * weights + length * vertex, step + 1
 
-    first = (jnp.arange(len(squares)) == jnp.argmin(squares)).astype(gramian.dtype)
+    first = (jnp.arange(len(squares)) == smallest(squares)).astype(gramian.dtype)
     weights, _ = jax.lax.while_loop(unfinished, body, (first, jnp.zeros([], jnp.int32)))
     return weights, gap(weights)[2] <= enough

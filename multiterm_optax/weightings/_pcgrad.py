@@ -4,8 +4,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
-from multiterm_optax import _checks
+from multiterm_optax import _checks, _weighting
 from multiterm_optax._typing import Gramian, Losses, Mixing
 from multiterm_optax._weighting import Weighting
 from multiterm_optax.weightings import _units
@@ -44,14 +45,16 @@ def pcgrad(key: jax.Array) -> Weighting:
     ``permutation(draw, [[0 .. K-1]] * K, axis=1, independent=True)`` (all of
     :mod:`jax.random`). Groups share the draws. With two terms the order is irrelevant;
     with more, permuting the terms permutes the distribution of the result, not each
-    draw.
+    draw. Absent terms drop out of the orders, and each order of the others stays as
+    likely as any.
 
     Args:
       key: A random key, typed (``jax.random.key``) or raw (``jax.random.PRNGKey``).
 
     Returns:
       A :class:`multiterm_optax.Weighting` whose weights are a matrix [K, K] with ones
-      on the diagonal. It reads the gramian.
+      on the diagonal (and zeros in the rows and columns of absent terms). It reads the
+      gramian.
 
     Raises:
       TypeError: ``key`` is not one random key.
@@ -81,6 +84,7 @@ def pcgrad(key: jax.Array) -> Weighting:
         state: PCGradState,
         *,
         losses: Losses | None = None,
+        present: Bool[Array, " K"] | None = None,
         **extra_args: Any,
     ) -> tuple[Mixing, PCGradState]:
         del losses, extra_args
@@ -90,7 +94,10 @@ def pcgrad(key: jax.Array) -> Weighting:
         orders = jax.random.permutation(
             draw, jnp.tile(each, (len(each), 1)), axis=1, independent=True
         )
-        mixing = _projections(gramian, orders)
+        present = _checks.present(present, "pcgrad", len(each))
+        # Projections off a zero gradient change nothing.
+        gramian = _weighting.pairs_present(present, gramian)
+        mixing = _weighting.pairs_present(present, _projections(gramian, orders))
         return mixing, PCGradState(jax.random.key_data(later))
 
     return Weighting(init, update)

@@ -6,11 +6,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool
 
-from multiterm_optax import _checks, _weighting
+from multiterm_optax import _checks, _terms, _weighting
 from multiterm_optax._typing import Gramian, Losses, Scalar, Weights
 from multiterm_optax._weighting import Weighting
-from multiterm_optax.weightings import _by_losses
+from multiterm_optax.weightings import _absent, _by_losses
 
 # Coefficients grow like 2^order; beyond, the largest nears float32's own.
 _MAX_ORDER = 100
@@ -20,9 +21,9 @@ class SoftAdaptState(NamedTuple):
     """State of :func:`softadapt`.
 
     Attributes:
-      held: The weights in use [K].
+      held: The weights in use [K] if all terms are present.
       history: The last n losses [n, K], the newest last; zeros before they were seen.
-      seen: Number of losses seen so far, int32.
+      seen: Number of losses seen so far of each term [K], int32.
     """
 
     held: jax.Array
@@ -57,7 +58,9 @@ def softadapt(
     :math:`f_i w_i / (\sum_j f_j w_j + \epsilon)`, f the losses.
 
     The weights are equal until n losses have been seen. At step t the newest of them is
-    the loss of step t.
+    the loss of step t. Steps in which a term is absent are none of its own: its losses
+    are those of the last n steps with it. A term present that has not been in n steps
+    yet, where others have, gets 1 / K, and the others share the rest.
 
     Args:
       beta: :math:`\beta`. Positive: more weight for losses that rise or fall the
@@ -71,17 +74,20 @@ def softadapt(
         mean of the last n; ``"current"`` by the newest. Losses must not be negative;
         where all are zero the weights are equal.
       update_every: The weights are found anew once in so many steps, the first time
-        when n losses have been seen, and held in between.
-      sum_to: What the weights add up to: a positive number, or ``"terms"`` for K. With
-        the default, 1, the step is about K times shorter than on the plain sum of the
-        losses.
+        when n losses have been seen, and held in between. With absent terms, each has
+        its own count of steps, the weights of all present terms are found anew when it
+        is the turn of one, and held ones are scaled to their sum. The share that
+        present terms have against absent ones stays.
+      sum_to: What the weights add up to: a positive number, or ``"terms"`` for K, the
+        number of terms present. With the default, 1, the step is about K times shorter
+        than on the plain sum of the losses.
       eps: :math:`\epsilon`, not negative. With ``loss_weighted`` and losses as small
         as this the weights add up to less; 0 keeps their sum at any scale.
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the losses only. State: n K + K
-      numbers. A loss that is not finite makes the weights NaN until it has left the
-      history.
+      numbers and K counts. A loss that is not finite makes the weights NaN until it has
+      left the history.
 
     Raises:
       TypeError: ``history``, ``order`` or ``update_every`` is not a static int.
@@ -123,25 +129,30 @@ def softadapt(
         newest_first = past[::-1][: order + 1]
         return jnp.sum(backward[:, None] * newest_first, axis=0)
 
-    def found(past: jax.Array) -> Weights:
-        if past.shape[1] == 1:  # not 1 - eps
-            return jnp.ones_like(past[0])
+    def found(past: jax.Array, known: jax.Array) -> Weights:
+        # Among the terms with n losses; the others' are not read.
+        past = jnp.where(known, past, 0)
+        count = jnp.sum(known)
         speeds = rates(past)
         if normalized:
             size = jnp.sum(jnp.abs(speeds)) + eps
             speeds = speeds / jnp.where(size == 0, 1, size)
         # The shift by max(beta s), made before the product so that no beta overflows.
-        top = jnp.where(beta >= 0, jnp.max(speeds), jnp.min(speeds))
-        powers = jnp.exp(beta * (speeds - top))
-        weights = powers / jnp.sum(powers)
+        top = jnp.where(
+            beta >= 0,
+            jnp.max(speeds, where=known, initial=-jnp.inf),
+            jnp.min(speeds, where=known, initial=jnp.inf),
+        )
+        powers = jnp.where(known, jnp.exp(beta * (speeds - top)), 0)
+        weights = powers / jnp.where(count == 0, 1, jnp.sum(powers))
         if loss_weighted:
             losses = past[-1] if loss_weighted == "current" else jnp.mean(past, axis=0)
             weighted = losses * weights
             whole = jnp.sum(weighted)
             silent = whole <= 0
             shares = weighted / (jnp.where(silent, 1, whole) + eps)
-            weights = jnp.where(silent, 1 / weights.size, shares)
-        return weights
+            weights = jnp.where(silent, known / jnp.maximum(count, 1), shares)
+        return jnp.where(count == 1, known, weights)  # not 1 - eps
 
     def init(num_terms: int) -> SoftAdaptState:
         dtype = jnp.result_type(float)
@@ -149,7 +160,7 @@ def softadapt(
         return SoftAdaptState(
             held=jnp.full((num_terms,), equal, dtype),
             history=jnp.zeros((history, num_terms), dtype),
-            seen=jnp.zeros([], jnp.int32),
+            seen=jnp.zeros((num_terms,), jnp.int32),
         )
 
     def update(
@@ -157,18 +168,40 @@ def softadapt(
         state: SoftAdaptState,
         *,
         losses: Losses | None = None,
+        present: Bool[Array, " K"] | None = None,
         **extra_args: Any,
     ) -> tuple[Weights, SoftAdaptState]:
         del gramian, extra_args
         num_terms, dtype = state.held.size, state.held.dtype
-        newest = _weighting.losses_vector(losses, name, num_terms, needed=True)
+        present = _checks.present(present, name, num_terms)
+        newest = _weighting.losses_vector(
+            losses, name, num_terms, needed=True, present=present
+        )
         newest = jax.lax.stop_gradient(newest).astype(dtype)
         past = jnp.concatenate([state.history[1:], newest[None]])
+        past = _absent.keep(present, past, state.history)
         seen = jnp.asarray(optax.safe_increment(state.seen))
-        due = (seen >= history) & ((seen - history) % update_every == 0)
-        fresh = _by_losses.total(sum_to, num_terms) * found(past)
-        held = jnp.where(due, fresh.astype(dtype), state.held)
-        return held, SoftAdaptState(held, past, seen)
+        seen = _absent.keep(present, seen, state.seen)
+
+        known = seen >= history
+        if present is not None:
+            known = known & present
+        whole = _by_losses.total(sum_to, num_terms, present)
+        share = _absent.equal_shares(present, state.held)
+        part = jnp.sum(known) / _absent.number(present, num_terms)
+        fresh = whole * jnp.where(known, part * found(past, known), share)
+        due = jnp.any(known & ((seen - history) % update_every == 0)) | ~jnp.any(known)
+        if present is None:
+            weights = jnp.where(due, fresh, state.held).astype(dtype)
+            return weights, SoftAdaptState(weights, past, seen)
+        held = _terms.only_present(present, state.held)
+        weights = jnp.where(due, fresh, _by_losses.summing_to(held, whole, present))
+        # The weights held by all terms keep their sum; NaN does not last.
+        sum_held = jnp.sum(held)
+        start = jnp.sum(_by_losses.total(sum_to, num_terms) / num_terms * present)
+        sum_held = jnp.where(sum_held >= 0, sum_held, start)
+        held = _absent.keep(present, weights * (sum_held / whole), state.held)
+        return weights.astype(dtype), SoftAdaptState(held.astype(dtype), past, seen)
 
     return Weighting(init, update, reads_gramian=False, reads_losses=True)
 

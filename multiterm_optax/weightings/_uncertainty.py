@@ -6,10 +6,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool
 
-from multiterm_optax import _checks, _weighting
+from multiterm_optax import _checks, _terms, _weighting
 from multiterm_optax._typing import Gramian, Losses, Weights
 from multiterm_optax._weighting import Weighting
+from multiterm_optax.weightings import _absent
 
 Likelihood = Literal["regression", "classification"]
 
@@ -60,7 +62,8 @@ def uncertainty(
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the losses only. The weights are
       not normalised: they grow as the losses fall. State: K numbers and the
-      optimizer's. A loss of zero or less has no optimum and does not move its
+      optimizer's, of which an absent term's part stays, but not a count of steps that
+      belongs to all terms. A loss of zero or less has no optimum and does not move its
       :math:`s`. A loss that is not finite makes it NaN for good: keep such steps out.
 
     Raises:
@@ -115,16 +118,26 @@ def uncertainty(
         state: UncertaintyState,
         *,
         losses: Losses | None = None,
+        present: Bool[Array, " K"] | None = None,
         **extra_args: Any,
     ) -> tuple[Weights, UncertaintyState]:
         del gramian, extra_args
         now = state.log_variance
-        current = _weighting.losses_vector(losses, name, now.size, needed=True)
+        present = _checks.present(present, name, now.size)
+        current = _weighting.losses_vector(
+            losses, name, now.size, needed=True, present=present
+        )
         current = jax.lax.stop_gradient(current).astype(now.dtype)
         weights = factors(now.size, now.dtype) * jnp.exp(-now)
         gradient = jnp.where(current <= 0, 0, 0.5 - weights * current)
-        step, optimizer_state = learner.update(gradient, state.optimizer, now)
-        later = optax.apply_updates(now, step)
-        return weights, UncertaintyState(later, optimizer_state)
+        # The gradient of an absent term is zero, as its loss is.
+        step, learned = learner.update(gradient, state.optimizer, now)
+        later = jnp.asarray(optax.apply_updates(now, step))
+        return _terms.only_present(present, weights), UncertaintyState(
+            log_variance=_absent.keep(present, later, now),
+            optimizer=_absent.keep_optimizer(
+                present, learned, state.optimizer, learner.init, now
+            ),
+        )
 
     return Weighting(init, update, reads_gramian=False, reads_losses=True)

@@ -42,7 +42,9 @@ def weighted(
 
     Returns:
       An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. The
-      extra argument ``losses`` goes to the weighting; all others go to ``inner``, too.
+      extra arguments ``losses`` and ``present`` (K booleans; see
+      :func:`multiterm_optax.reweight`) go to the weighting, all others to ``inner``,
+      too. With all terms absent ``inner`` sees a zero gradient.
 
     Raises:
       TypeError: ``weighting`` or ``inner`` is something else.
@@ -73,18 +75,26 @@ def weighted(
         params: optax.Params | None = None,
         *,
         losses: Any = None,
+        present: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, WeightedState]:
         _checks.term_axis(updates, params, name, num_terms)
+        present = _checks.present(present, name, num_terms)
         losses = _weighting.losses_vector(
-            losses, name, num_terms, needed=weighting.reads_losses
+            losses,
+            name,
+            num_terms,
+            needed=weighting.reads_losses,
+            present=present,
         )
+        updates = jax.tree.map(partial(_terms.only_present, present), updates)
         weights, found = _weighting.find_weights(
             weighting,
             jax.tree.leaves(updates),
             state.reweight.weighting,
             losses,
             num_terms,
+            present,
             **extra_args,
         )
         # Weighted and summed at once: the weighted terms would be K more copies.

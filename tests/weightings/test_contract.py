@@ -55,18 +55,18 @@ def exported():
 FACTORIES = exported()
 
 
-def build(name, terms, order=None):
+def build(name, terms, order=None, **options):
     """The method with its required arguments filled in; those [K] in ``order``."""
     filled = {}
     for argument, parameter in inspect.signature(FACTORIES[name]).parameters.items():
-        if parameter.default is not parameter.empty:
+        if parameter.default is not parameter.empty or argument in options:
             continue
         assert argument in ARGUMENTS, f"{name} requires {argument!r}: add it here"
         value = ARGUMENTS[argument](terms)
         if order is not None and np.shape(value) == (terms,):
             value = value[order]
         filled[argument] = value
-    return FACTORIES[name](**filled)
+    return FACTORIES[name](**filled, **options)
 
 
 each_weighting = pytest.mark.parametrize("name", sorted(FACTORIES))

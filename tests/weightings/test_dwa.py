@@ -37,7 +37,7 @@ def test_two_epochs_of_ones_and_constant_within_an_epoch(rng):
         epoch = weights[start : start + 4]
         np.testing.assert_array_equal(epoch, np.broadcast_to(epoch[0], (4, 3)))
         assert np.ptp(epoch[0]) > 1e-3
-    assert int(state.seen) == 20
+    np.testing.assert_array_equal(state.seen, [20] * 3)
     np.testing.assert_array_equal(state.running, 0.0)
 
 

@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import multiterm_optax
-from multiterm_optax import Weighting, cagrad, gradnorm, inexact_mgda, mgda, pcgrad
+from multiterm_optax import (
+    Weighting,
+    cagrad,
+    dual_proj,
+    gradnorm,
+    inexact_mgda,
+    mgda,
+    pcgrad,
+    upgrad,
+)
 from multiterm_optax import reweight as reweight_by
 from tests.weightings import _jacobians, _properties
 
@@ -37,6 +46,8 @@ METHODS = {
         {"simplex", "permutes", "invariant", "agrees", "shortest"},
     ),
     "cagrad": (cagrad, {"permutes", "invariant"}),
+    "upgrad": (upgrad, {"permutes", "invariant", "agrees"}),
+    "dual_proj": (dual_proj, {"permutes", "invariant", "agrees"}),
     # PCGrad draws the order of its projections: permuting changes the draw.
     "pcgrad": (lambda: pcgrad(jax.random.key(0)), {"invariant"}),
     # The first step's weights are equal, whatever the gradients.

@@ -1,5 +1,6 @@
 """The K x K solver: few iterations, and every optimum found, one at zero too."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -38,3 +39,32 @@ def test_the_solver_finds_an_optimum_at_zero(rng):
         found = solve(gramian, jnp.zeros(10), -scale * gramian[0])
         assert found.converged
         assert float(jnp.max(found.z)) <= 1e-6 * scale
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("kind", _jacobians.WELL_POSED, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("terms", [3, 10])
+def test_float64_takes_few_iterations_more(kind, terms, rng):
+    # Opposed gradients meet in a point where a weight and its slack are both zero.
+    ones, zeros = jnp.ones(terms), jnp.zeros(terms)
+    for _ in range(5):
+        rows = kind(rng, terms, 300)
+        rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        gramian = jnp.asarray(rows @ rows.T)
+        assert gramian.dtype == jnp.float64
+        for b, q in ((ones, ones), (zeros, -gramian[0])):
+            found = solve(gramian, b, q)
+            assert found.converged
+            assert found.iterations <= 25
+
+
+@pytest.mark.parametrize("terms", [4, 7, 10, 20])
+def test_a_batch_equals_its_problems(terms, rng):
+    # The projections of all gradients on the dual cone, as UPGrad asks for.
+    gramian = unit_gramian(_jacobians.agreeing, rng, terms, 300)
+    zeros = jnp.zeros((terms, terms))
+    batch = jax.vmap(solve, in_axes=(None, 0, 0))(gramian, zeros, -gramian)
+    assert batch.converged.all()
+    for i in range(terms):
+        alone = solve(gramian, zeros[i], -gramian[i])
+        np.testing.assert_allclose(batch.z[i], alone.z, atol=2e-5)

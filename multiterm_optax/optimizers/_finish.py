@@ -1,0 +1,24 @@
+"""What every optimizer with a learning rate ends in."""
+
+from typing import Any
+
+import optax
+
+from multiterm_optax import _checks
+from multiterm_optax._typing import Scalar
+
+
+def step(
+    stages: list[optax.GradientTransformation],
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: Scalar | None,
+    mask: Any,
+    name: str,
+) -> optax.GradientTransformationExtraArgs:
+    """The stages, then decoupled weight decay if asked for, then the rate."""
+    if not callable(learning_rate):
+        _checks.in_range(learning_rate, "learning_rate", name)
+    if weight_decay is not None:
+        _checks.in_range(weight_decay, "weight_decay", name)
+        stages = [*stages, optax.add_decayed_weights(weight_decay, mask)]
+    return optax.chain(*stages, optax.scale_by_learning_rate(learning_rate))

@@ -1,0 +1,540 @@
+"""Terms that are absent from a step: the extra argument ``present``.
+
+A step with absent terms is the step of the problem that consists of the present ones
+only, and what the state holds of an absent term stays. Every stage and optimizer is
+held to this; new ones are found by tests/_factories.py.
+"""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from multiterm_optax import (
+    adaptive_mgda,
+    adatask_adam,
+    balance_by_norm,
+    equal,
+    grad_drop,
+    inexact_mgda,
+    ladatask_rmsprop,
+    lbtw,
+    metabalance,
+    metrics,
+    mgda,
+    mtadam,
+    per_term,
+    reweight,
+    scale_by_max_adam,
+    sum_terms,
+    weighted,
+)
+from tests import _factories
+from tests._asserts import (
+    CountedTraces,
+    assert_close,
+    assert_finite,
+    assert_identical,
+    assert_message,
+    assert_single_trace,
+    assert_zero,
+    named_leaves,
+)
+
+K, STEPS = 3, 6
+# No axis of a parameter is as long as K or K - 1: one of those is a term axis.
+PARAMS = {"w": np.array([1.0, -2.0, 0.5, 0.1]), "s": np.array(-1.0)}
+
+
+def adam():
+    return optax.adam(0.1, eps=1e-3)
+
+
+VARIANTS = {
+    "balance_by_norm, global": lambda k: balance_by_norm(k, groups="global"),
+    "reweight": lambda k: reweight(mgda(), k, groups="leaf"),
+    "scale_by_max_adam, mean": lambda k: scale_by_max_adam(k, reduction="mean"),
+    "scale_by_max_adam, amsgrad": lambda k: scale_by_max_adam(k, amsgrad=True),
+    "scale_by_max_adam, own, amsgrad": lambda k: scale_by_max_adam(
+        k, reduction="own", amsgrad=True
+    ),
+    # One that remembers the losses, and one that skips steps.
+    "weighted": lambda k: weighted(lbtw(), adam(), k),
+    "weighted, inexact_mgda": lambda k: weighted(inexact_mgda(0.01), adam(), k),
+    # The main term is one of the present ones.
+    "metabalance": lambda k: metabalance(adam(), k, anchor=k - 1),
+    "ladatask_rmsprop, grad_sum, labels": lambda k: ladatask_rmsprop(
+        0.1, k, total="grad_sum", groups={"w": "x", "s": "x"}
+    ),
+    # No epoch ends, which would renew the bounds of all terms.
+    "adaptive_mgda": lambda k: adaptive_mgda(adam(), k, steps_per_epoch=99),
+    "metrics.track_dominance": metrics.track_dominance,
+}
+CASES = {
+    **{
+        factory.name: lambda k, factory=factory: factory.build(num_terms=k)
+        for factory in _factories.factories()
+        if factory.stage != "wrappers" or factory.name == "weighted"
+    },
+    **VARIANTS,
+}
+each_case = pytest.mark.parametrize("case", CASES)
+
+
+def draw(terms=K, steps=STEPS, seed=0):
+    """Gradients [steps, K, *p] of very different size, and losses [steps, K]."""
+    rng = np.random.default_rng(seed)
+    sizes = np.array([30.0, 1.0, 0.02, 5.0])[:terms]
+    grads = {
+        name: rng.normal(size=(steps, terms, *leaf.shape))
+        * sizes.reshape(-1, *(1,) * leaf.ndim)
+        for name, leaf in PARAMS.items()
+    }
+    return grads, rng.uniform(0.5, 2.0, size=(steps, terms))
+
+
+def spoiled(tree, masks):
+    """NaN and infinity wherever a term is absent."""
+    bad = np.where(np.arange(masks.size).reshape(masks.shape) % 2, np.nan, np.inf)
+
+    def spoil(leaf):
+        over = (*masks.shape, *(1,) * (leaf.ndim - 2))
+        return np.where(masks.reshape(over), leaf, bad.reshape(over))
+
+    return jax.tree.map(spoil, tree)
+
+
+@functools.cache
+def runner(case, terms, masked):
+    """Updates and states of every step, compiled once for all tests of a case."""
+    tx = CASES[case](terms)
+
+    def step(state, data):
+        grad, losses, mask = data
+        extra = {"present": mask} if masked else {}
+        updates, state = tx.update(grad, state, PARAMS, losses=losses, **extra)
+        return state, (updates, state)
+
+    return jax.jit(lambda *data: jax.lax.scan(step, tx.init(PARAMS), data)[1])
+
+
+def run(case, grads, losses, masks=None, terms=K):
+    unread = np.ones((STEPS, terms), bool)
+    found = runner(case, terms, masks is not None)(
+        grads, losses, unread if masks is None else masks
+    )
+    return jax.tree.map(np.asarray, found)
+
+
+def entries(state, other, terms):
+    """Of each leaf the entries of the listed terms.
+
+    ``other`` is the state of the same method for another number of terms, by which the
+    term axes, and there may be two, are known.
+    """
+
+    def pick(leaf, small):
+        for axis, (size, fewer) in enumerate(zip(leaf.shape, small.shape, strict=True)):
+            if size != fewer:
+                leaf = np.take(leaf, terms, axis)
+        return leaf
+
+    return jax.tree.map(pick, state, other)
+
+
+@each_case
+def test_a_term_that_is_never_there_is_no_term(x64, case):
+    # The first term, the default anchor, and the largest one.
+    masks = np.tile([False, True, True], (STEPS, 1))
+    grads, losses = draw()
+    updates, states = run(case, spoiled(grads, masks), spoiled(losses, masks), masks)
+    fewer = jax.tree.map(lambda g: g[:, 1:], grads)
+    expected, alone = run(case, fewer, losses[:, 1:], terms=2)
+    for name, leaf in expected.items():
+        if updates[name].shape == leaf.shape:
+            continue
+        if case != "metrics.track_dominance":  # it passes on what it gets
+            assert_zero(updates[name][:, 0])
+        updates[name] = updates[name][:, 1:]
+    assert np.any(expected["w"] != 0)
+    # Two terms have a closed form in MGDA, three have not.
+    rtol = 1e-8 if "mgda" in case else 1e-12
+    assert_close(updates, expected, rtol=rtol)
+    assert_close(entries(states, alone, [1, 2]), alone, rtol=rtol)
+
+
+@each_case
+@pytest.mark.parametrize("absent", [0, 2])
+def test_what_the_state_holds_of_an_absent_term_stays(x64, case, absent):
+    masks = np.ones((STEPS, K), bool)
+    masks[2:5, absent] = False
+    grads, losses = draw(seed=1)
+    updates, states = run(case, spoiled(grads, masks), spoiled(losses, masks), masks)
+    if case != "metrics.track_dominance":
+        assert_finite(updates)
+    assert_finite(states)
+    small = jax.eval_shape(
+        runner(case, 2, False),
+        *jax.tree.map(lambda x: x[:, :2], (grads, losses, masks)),
+    )[1]
+    for path, own in named_leaves(entries(states, small, [absent])):
+        shared = dict(named_leaves(states))[path].shape == own.shape
+        if shared:
+            continue
+        if path.endswith(".weights") or ".weights[" in path:
+            assert_zero(own[2:5])  # the weights of the last step, nothing remembered
+        else:
+            np.testing.assert_array_equal(own[2:5], own[[1, 1, 1]], err_msg=path)
+
+
+@each_case
+def test_with_no_term_there_nothing_moves(x64, case):
+    masks = np.zeros((STEPS, K), bool)
+    grads, losses = draw()
+    updates, states = run(case, spoiled(grads, masks), spoiled(losses, masks), masks)
+    if case != "metrics.track_dominance":
+        assert_zero(updates)
+    assert_finite(states)
+    # Nor is anything spoiled when it happens later on.
+    masks[:3] = masks[5:] = True
+    updates, states = run(case, spoiled(grads, masks), spoiled(losses, masks), masks)
+    if case != "metrics.track_dominance":
+        assert_finite(updates)
+    assert_finite(states)
+
+
+@each_case
+def test_all_there_is_the_default(x64, case):
+    grads, losses = draw(seed=2)
+    found = run(case, grads, losses, np.ones((STEPS, K), bool))
+    assert_close(found, run(case, grads, losses), rtol=1e-12)
+
+
+BAD = {
+    "too few": np.ones(2, bool),
+    "a number": True,
+    "a matrix": np.ones((3, 1), bool),
+    "integers": np.ones(3, int),
+    "floats": jnp.ones(3),
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "bad"),
+    [*((case, "too few") for case in CASES), *(("mtadam", b) for b in BAD)],
+)
+def test_a_wrong_mask_is_named(own_errors, case, bad):
+    tx, grads = CASES[case](K), jax.tree.map(lambda g: g[0], draw()[0])
+    with pytest.raises(ValueError, match="present must be") as caught:
+        jax.eval_shape(
+            lambda g, s: tx.update(g, s, losses=jnp.ones(K), present=BAD[bad]),
+            grads,
+            jax.eval_shape(tx.init, PARAMS),
+        )
+    assert_message(caught.value, "(3,)", "found", str(np.shape(BAD[bad])))
+
+
+def test_something_that_is_no_array_is_named(own_errors):
+    tx = sum_terms()
+    with pytest.raises(TypeError, match="present must be an array of 2 booleans"):
+        tx.update(jnp.ones((2, 3)), tx.init(None), present={"a": True})
+
+
+def test_leaves_of_different_numbers_of_terms_have_no_mask():
+    for tx in (sum_terms(), grad_drop(jax.random.key(0))):
+        grads = {"a": jnp.ones((2, 4)), "b": jnp.ones((1, 4))}
+        with pytest.raises(ValueError, match="num_terms=2, but the term axis has 1"):
+            tx.update(grads, tx.init(None), present=jnp.array([True, False]))
+
+
+# --- against transcriptions, masks that change ---------------------------------------
+
+
+def changing(steps, seed):
+    """Gradients and masks [steps, K]: late terms, pauses, and a step of none."""
+    grads, _ = draw(steps=steps, seed=seed)
+    grads["w"][:, 0, 2] = grads["w"][:, 1, 2] = 0  # only the last term moves it
+    masks = np.random.default_rng(seed).random((steps, K)) < 0.6
+    masks[:3] = [[False, True, False], [False, True, False], [True, True, False]]
+    masks[7] = False
+    assert not masks.all(axis=0).any()
+    assert masks.any(axis=0).all()
+    return grads, masks
+
+
+def follow(tx, grads, masks):
+    """Updates of every step, with rubbish in the place of absent gradients."""
+
+    def step(state, data):
+        grad, mask = data
+        updates, state = tx.update(grad, state, PARAMS, present=mask)
+        return state, (updates, state)
+
+    data = spoiled(grads, masks), masks
+    return jax.jit(lambda s: jax.lax.scan(step, s, data)[1])(tx.init(PARAMS))
+
+
+def by_term(grads, t):
+    """Gradients at step t, a list of leaves for each term."""
+    return [[grads["s"][t, i], grads["w"][t, i]] for i in range(K)]
+
+
+def balanced(g, there, n, b3):
+    """One step of MTAdam's lines 6 to 8 in the authors' form, terms left out."""
+    for leaf in range(2):
+        for i in there:
+            norm = np.sqrt(np.sum(g[i][leaf] ** 2))
+            seen = n[i][leaf] is not None
+            n[i][leaf] = b3 * n[i][leaf] + (1 - b3) * norm if seen else norm
+        # Absent terms are known by what they were.
+        anchor = next((n[i][leaf] for i in range(K) if n[i][leaf] is not None), None)
+        for i in there:
+            g[i][leaf] = anchor / n[i][leaf] * g[i][leaf]
+    return g
+
+
+def leaves_of(updates):
+    return [np.asarray(updates["s"]), np.asarray(updates["w"])]
+
+
+def assert_follows(updates, expected):
+    """Steps by leaves against a list of lists."""
+    for leaf, found in enumerate(leaves_of(updates)):
+        exact = np.stack([step[leaf] for step in expected])
+        np.testing.assert_allclose(found, exact, rtol=1e-10, atol=1e-14)
+
+
+def test_balance_by_norm_follows_its_transcription(x64):
+    grads, masks = changing(20, seed=3)
+    updates, states = follow(balance_by_norm(K, 0.8), grads, masks)
+    n, expected = [[None, None] for _ in range(K)], []
+    for t in range(20):
+        there = np.flatnonzero(masks[t])
+        g = balanced(by_term(grads, t), there, n, 0.8)
+        zeros = [np.zeros(()), np.zeros(4)]
+        rows = [g[i] if i in there else zeros for i in range(K)]
+        expected.append([np.stack([row[leaf] for row in rows]) for leaf in range(2)])
+        for leaf, name in enumerate(("s", "w")):
+            known = [0.0 if n[i][leaf] is None else n[i][leaf] for i in range(K)]
+            np.testing.assert_allclose(states.norms[name][t], known, rtol=1e-12)
+    assert_follows(updates, expected)
+
+
+@pytest.mark.parametrize("reduction", ["max", "mean"])
+def test_mtadam_follows_its_transcription(x64, reduction):
+    b1, b2, b3, eps, rate = 0.8, 0.95, 0.7, 1e-6, 0.1
+    grads, masks = changing(20, seed=4)
+    tx = mtadam(rate, K, b1, b2, b3, eps)
+    if reduction == "mean":
+        tx = optax.chain(
+            balance_by_norm(K, b3),
+            scale_by_max_adam(K, b1, b2, eps, reduction="mean"),
+            optax.scale_by_learning_rate(rate),
+        )
+    updates, _ = follow(tx, grads, masks)
+    n, expected = [[None, None] for _ in range(K)], []
+    m = [np.zeros(()), np.zeros(4)]
+    v = [[np.zeros(()), np.zeros(4)] for _ in range(K)]
+    own = np.zeros(K, int)
+    for t in range(20):
+        there = np.flatnonzero(masks[t])
+        g, own[there] = balanced(by_term(grads, t), there, n, b3), own[there] + 1
+        step = []
+        for leaf in range(2):
+            total = sum((g[i][leaf] for i in there), start=0.0)
+            m[leaf] = b1 * m[leaf] + (1 - b1) * total
+            for i in there:
+                v[i][leaf] = b2 * v[i][leaf] + (1 - b2) * g[i][leaf] ** 2
+            hats = [v[i][leaf] / (1 - b2 ** own[i]) for i in range(K) if own[i]]
+            reduced = np.max(hats, axis=0) if reduction == "max" else np.mean(hats, 0)
+            m_hat = m[leaf] / (1 - b1 ** (t + 1))
+            step.append(-rate * m_hat / (np.sqrt(reduced) + eps))
+        expected.append(step)
+    assert_follows(updates, expected)
+
+
+def test_adatask_adam_follows_its_transcription(x64):
+    b1, b2, eps, rate = 0.8, 0.95, 1e-6, 0.1
+    grads, masks = changing(20, seed=5)
+    updates, _ = follow(adatask_adam(rate, K, b1, b2, eps), grads, masks)
+    m = [[np.zeros(()), np.zeros(4)] for _ in range(K)]
+    v = [[np.zeros(()), np.zeros(4)] for _ in range(K)]
+    own, expected = np.zeros(K, int), []
+    for t in range(20):
+        g, step = by_term(grads, t), [np.zeros(()), np.zeros(4)]
+        for i in np.flatnonzero(masks[t]):
+            own[i] += 1
+            for leaf in range(2):
+                m[i][leaf] = b1 * m[i][leaf] + (1 - b1) * g[i][leaf]
+                v[i][leaf] = b2 * v[i][leaf] + (1 - b2) * g[i][leaf] ** 2
+                root = np.sqrt(v[i][leaf] / (1 - b2 ** own[i])) + eps
+                m_hat = m[i][leaf] / (1 - b1 ** own[i])
+                step[leaf] = step[leaf] - rate * m_hat / root
+        expected.append(step)
+    assert_follows(updates, expected)
+
+
+def test_ladatask_follows_its_transcription(x64):
+    decay, eps, rate = 0.9, 1e-6, 0.1
+    grads, masks = changing(20, seed=6)
+    updates, _ = follow(ladatask_rmsprop(rate, K, decay, eps), grads, masks)
+    C = np.zeros((K, 2))
+    G, expected = [np.zeros(()), np.zeros(4)], []
+    for t in range(20):
+        g, step = by_term(grads, t), [np.zeros(()), np.zeros(4)]
+        there = np.flatnonzero(masks[t])
+        for leaf in range(2):
+            total = sum((g[i][leaf] ** 2 for i in there), start=0.0)
+            G[leaf] = decay * G[leaf] + (1 - decay) * total
+            for i in there:
+                squares = np.sum(g[i][leaf] ** 2)
+                C[i, leaf] = decay * C[i, leaf] + (1 - decay) * squares
+                # What is in G adds up to all the C that are, or were, part of it.
+                own = C[i, leaf] * G[leaf] / np.sum(G[leaf])
+                step[leaf] = step[leaf] - rate * g[i][leaf] / (np.sqrt(own) + eps)
+        expected.append(step)
+    assert_follows(updates, expected)
+
+
+def test_adaptive_mgda_measures_the_steps_a_term_was_there(x64):
+    grads, masks = changing(12, seed=7)
+    masks[6:, 2] = np.arange(6) == 4  # a single gradient in the second epoch
+    tx = adaptive_mgda(optax.sgd(0.1), K, 1.0, steps_per_epoch=6)
+    _, states = follow(tx, grads, masks)
+    rows = np.concatenate([grads["s"][..., None], grads["w"]], axis=2)
+    eps = np.zeros(K)
+    for start in (0, 6):
+        for i in range(K):
+            mine = rows[start : start + 6, i][masks[start : start + 6, i]]
+            if len(mine) > 1:
+                eps[i] = np.sqrt(np.mean(np.sum((mine - mine.mean(0)) ** 2, axis=1)))
+        np.testing.assert_allclose(states.eps[start + 5], eps, rtol=1e-12)
+    assert masks[:6, 2].sum() > 1
+
+
+# --- what is shared by the terms -----------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", ["max", "mean"])
+def test_momentum_left_by_an_absent_term_keeps_its_denominator(x64, reduction):
+    # A head that only the absent term touches: no other term has a second moment
+    # there, and what is left of the momentum must not be divided by eps.
+    tx = scale_by_max_adam(2, reduction=reduction)
+    state, steps = tx.init(jnp.zeros(1)), []
+    grads, update = jnp.array([[1e-3], [0.0]]), jax.jit(tx.update)
+    for t in range(30):
+        updates, state = update(grads, state, present=jnp.array([t < 10, True]))
+        steps.append(float(updates[0]))
+    assert 0.9 < steps[9] < 1.5
+    np.testing.assert_allclose(np.divide(steps[20:], steps[19:-1]), 0.9, rtol=0.03)
+
+
+def test_a_group_keeps_its_size_while_the_anchor_is_absent():
+    tx = balance_by_norm(2)
+    grads, update = jnp.array([[3.0, 4.0], [0.0, 1000.0]]), jax.jit(tx.update)
+    _, state = update(grads, tx.init(jnp.zeros(2)), present=jnp.array([True, True]))
+    updates, _ = update(grads, state, present=jnp.array([False, True]))
+    assert_close(updates, jnp.array([[0.0, 0.0], [0.0, 5.0]]), rtol=1e-6)
+
+
+def test_dominance_of_an_absent_term_does_not_fade():
+    tx = metrics.track_dominance(2, decay=0.5)
+    state, update = tx.init(jnp.zeros(1)), jax.jit(tx.update)
+    for t in range(20):
+        _, state = update(jnp.ones((2, 1)), state, present=jnp.array([t < 5, True]))
+    assert float(state.squared_updates[0, 0]) == 1 - 0.5**5
+
+
+def test_eps_of_zero_divides_nothing_by_nothing():
+    for reduction in ("max", "mean", "own"):
+        tx = scale_by_max_adam(2, eps=0.0, reduction=reduction)
+        nobody, state = jnp.zeros(2, bool), tx.init(jnp.zeros(3))
+        updates, _ = jax.jit(tx.update)(jnp.ones((2, 3)), state, present=nobody)
+        assert_zero(updates)
+
+
+# --- travelling ----------------------------------------------------------------------
+
+
+def test_through_a_chain_with_a_traced_mask_in_one_trace():
+    tx = optax.chain(
+        balance_by_norm(K),
+        per_term(optax.scale_by_rms(), K),
+        metrics.track_dominance(K),
+        sum_terms(),
+        optax.clip_by_global_norm(1.0),
+        optax.sgd(0.1, momentum=0.9),
+    )
+    grads, _ = draw()
+    params = jax.tree.map(jnp.float32, PARAMS)
+    counted = CountedTraces(tx.update)
+    update, state = jax.jit(counted), tx.init(params)
+    for t in range(STEPS):
+        mask = np.arange(K) != t % K
+        grad = jax.tree.map(
+            lambda g, t=t, mask=mask: jnp.float32(spoiled(g[t : t + 1], mask[None])[0]),
+            grads,
+        )
+        updates, state = update(grad, state, params, present=mask)
+        assert_finite(updates)
+    assert_single_trace(counted)
+    assert_finite(state)
+
+
+def test_a_list_of_booleans_will_do():
+    tx, grads = sum_terms(), jnp.array([[1.0, 2.0], [jnp.nan, jnp.inf]])
+    found, _ = tx.update(grads, tx.init(None), present=[True, False])
+    assert_identical(found, grads[0])
+
+
+def test_present_stays_with_per_term_and_weighted():
+    # The inner transformation sees one term, or the sum: a mask means nothing there.
+    seen = []
+
+    def update(updates, state, params=None, **extra_args):
+        seen.append(extra_args)
+        return updates, state
+
+    inner = optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+    mask = jnp.array([True, False])
+    for tx in (per_term(inner, 2), weighted(equal(), inner, 2)):
+        tx.update(jnp.ones((2, 3)), tx.init(jnp.zeros(3)), present=mask, value=1.0)
+    assert seen == [{"value": 1.0}] * 2
+
+
+@pytest.mark.parametrize("optimizer", [mtadam, adatask_adam])
+def test_masked_update_copies_nothing(optimizer):
+    params = jax.ShapeDtypeStruct((256, 256), jnp.float32)
+    tx = optimizer(0.1, 4)
+
+    def step(params, state, grads, present):
+        updates, state = tx.update(grads, state, params, present=present)
+        return optax.apply_updates(params, updates), state
+
+    program = (
+        jax.jit(step, donate_argnums=(0, 1))
+        .lower(
+            params,
+            jax.eval_shape(tx.init, params),
+            jax.ShapeDtypeStruct((4, 256, 256), jnp.float32),
+            jax.ShapeDtypeStruct((4,), jnp.bool_),
+        )
+        .compile()
+    )
+    assert program.memory_analysis().temp_size_in_bytes <= 0.05 * 4 * params.size
+
+
+def test_the_page_does_what_it_says():
+    page = Path(__file__).resolve().parents[1] / "docs" / "absent_terms.md"
+    blocks = page.read_text(encoding="utf-8").split("```python\n")[1:]
+    names = {}
+    for block in blocks:
+        exec(compile(block.split("```")[0], page.name, "exec"), names)
+    assert_finite(names["params"])
+    for name, loss in names["final_losses"].items():
+        assert loss < 0.1 * names["first_losses"][name], name
+    assert_identical(names["nobody"], jax.tree.map(jnp.zeros_like, names["params"]))

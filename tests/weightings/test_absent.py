@@ -1,0 +1,462 @@
+"""Terms that are absent from a step: it is the step of the smaller problem.
+
+The contract holds for every exported weighting, found as in the contract test, and for
+some of their variants. The reference is the same method on the terms present only,
+which is tested against its paper elsewhere.
+"""
+
+import functools
+import inspect
+import itertools
+from operator import itemgetter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from multiterm_optax import (
+    cagrad,
+    constant,
+    dwa,
+    equal,
+    gradnorm,
+    inexact_mgda,
+    lbtw,
+    mgda,
+    pcgrad,
+    softadapt,
+    uncertainty,
+)
+from tests._asserts import (
+    CountedTraces,
+    assert_close,
+    assert_finite,
+    assert_identical,
+    assert_message,
+    assert_same_signature,
+    assert_zero,
+    named_leaves,
+)
+from tests.references import pcgrad as pcgrad_reference
+from tests.weightings.test_contract import FACTORIES, RANDOM, build
+
+# No other axis of a state has as many entries as there are terms.
+TERMS = 4
+
+MASKS = np.array(
+    [
+        [1, 1, 0, 1],
+        [1, 1, 1, 0],
+        [0, 1, 1, 1],
+        [0, 0, 0, 0],
+        [1, 1, 0, 1],
+        [0, 0, 1, 0],
+        [1, 0, 1, 1],
+        [0, 1, 1, 1],
+        [1, 0, 0, 0],
+        [1, 1, 1, 0],
+        [1, 0, 1, 1],
+        [1, 1, 0, 1],
+    ],
+    dtype=bool,
+)
+
+KINDS = ["regression", "classification", "classification", "regression"]
+
+# Name: the method for the terms with these indices. A method's own name: in place of
+# the one with the defaults.
+VARIANTS = {
+    "cagrad": lambda at: cagrad(0.4, rescale=True),
+    "dwa, epochs": lambda at: dwa(0.5, steps_per_epoch=2),
+    "lbtw, epochs": lambda at: lbtw(steps_per_epoch=3, sum_to="terms"),
+    "mgda, other solver": lambda at: mgda("loss+", solver="frank-wolfe"),
+    "softadapt, held": lambda at: softadapt(1.0, 2, update_every=3, sum_to="terms"),
+    "softadapt, loss weighted": lambda at: softadapt(
+        -1.0, 3, normalized=True, loss_weighted=True, update_every=2, eps=0.0
+    ),
+    "uncertainty, mixed": lambda at: uncertainty(
+        optax.sgd(0.1, momentum=0.9), likelihood=[KINDS[i] for i in at]
+    ),
+}
+METHODS = sorted({*FACTORIES, *VARIANTS})
+
+# Methods whose arguments name the terms: the smaller problem depends on which they are.
+NAMED = {"constant", "uncertainty, mixed"}
+
+# Methods that draw random numbers, whose draws depend on K.
+DRAWN = {
+    name
+    for name, factory in FACTORIES.items()
+    if RANDOM & inspect.signature(factory).parameters.keys()
+}
+
+# Weights in a state compare the terms; those of the smaller problem have its sum.
+RELATIVE = {"held", "learned"}
+# What init makes of K alone and no step changes.
+FIXED = {"fixed"}
+
+each_method = pytest.mark.parametrize("method", METHODS)
+
+
+def made(method, at=tuple(range(TERMS))):
+    """The method for the terms with the indices ``at``."""
+    at = np.array(at)
+    if method in VARIANTS:
+        return VARIANTS[method](at)
+    return build(method, TERMS, at)
+
+
+@functools.cache
+def compiled(method, at):
+    counted = CountedTraces(made(method, at).update)
+    # Many programs, each run a few times only.
+    quick = {"xla_backend_optimization_level": 0}
+    return counted, jax.jit(counted, compiler_options=quick)
+
+
+def step_of(method, at=tuple(range(TERMS))):
+    """The jitted update on some of the terms, and how often it was traced."""
+    at = tuple(at) if method in NAMED else tuple(range(len(at)))
+    return compiled(method, at)
+
+
+@functools.cache
+def start_of(method, at):
+    return jax.tree.map(np.asarray, made(method, at).init(len(at)))
+
+
+def problem(steps, seed=0):
+    """Gramians [steps, K, K] and positive losses [steps, K]."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(steps, TERMS, 9)) + 0.5 * rng.normal(size=9)
+    rows *= np.exp(rng.normal(size=TERMS))[:, None]
+    losses = np.exp(0.5 * rng.normal(size=(steps, TERMS)))
+    return np.einsum("tip,tjp->tij", rows, rows), losses
+
+
+def spoiled(gramian, losses, mask):
+    """NaN wherever an absent term has a part."""
+    pairs = mask[:, None] & mask[None, :]
+    return np.where(pairs, gramian, np.nan), np.where(mask, losses, np.nan)
+
+
+def entries(leaf, mask):
+    """The part of a leaf that belongs to some terms; all of a leaf without terms."""
+    leaf = np.asarray(leaf)
+    for axis, size in enumerate(leaf.shape):
+        if size == TERMS:
+            leaf = np.compress(mask, leaf, axis=axis)
+    return leaf
+
+
+def part(state, mask, start):
+    """The state of the smaller problem, which began with ``start``."""
+    chosen = jax.tree.map(lambda leaf: entries(leaf, mask), state)
+    fields = set(getattr(state, "_fields", ()))
+    for field in RELATIVE & fields:
+        values, whole = getattr(chosen, field), np.sum(getattr(start, field))
+        chosen = chosen._replace(**{field: values / (values.sum() / whole)})
+    for field in FIXED & fields:
+        chosen = chosen._replace(**{field: getattr(start, field)})
+    return chosen
+
+
+def assert_absent_kept(after, before, mask):
+    for (path, new), old in zip(
+        named_leaves(after), jax.tree.leaves(before), strict=True
+    ):
+        if TERMS in np.shape(new):
+            same = np.array_equal(entries(new, ~mask), entries(old, ~mask))
+            assert same, f"{path}: {old} became {new} without {~mask}"
+
+
+def assert_weights_absent_zero(weights, mask):
+    if weights.ndim == 2:
+        assert_zero(weights[~mask])
+        weights = weights.T
+    assert_zero(weights[~mask])
+
+
+@each_method
+@pytest.mark.usefixtures("x64")
+def test_a_step_is_that_of_the_smaller_problem(method):
+    counted, update = step_of(method)
+    traced = counted.count
+    state = made(method).init(TERMS)
+    for gramian, losses, mask in zip(*problem(len(MASKS)), MASKS, strict=True):
+        seen, heard = spoiled(gramian, losses, mask)
+        weights, after = update(seen, state, losses=heard, present=mask)
+        assert_weights_absent_zero(np.asarray(weights), mask)
+        assert_absent_kept(after, state, mask)
+        assert_finite((weights, after))
+        assert_same_signature(after, state)
+        if mask.any():
+            at = np.flatnonzero(mask)
+            start = start_of(method, tuple(at))
+            expected, expected_after = step_of(method, at)[1](
+                gramian[np.ix_(at, at)], part(state, mask, start), losses=losses[at]
+            )
+            # The draw is another one; of a single term there is none.
+            if method not in DRAWN or len(at) == 1:
+                assert_close(entries(weights, mask), expected, rtol=1e-7)
+            assert_close(part(after, mask, start), expected_after, rtol=1e-7)
+        state = after
+    assert counted.count - traced <= 1
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in DRAWN])
+@pytest.mark.usefixtures("x64")
+def test_terms_that_are_never_there_might_as_well_not_exist(method):
+    at = (0, 1, 3)
+    state, small_state = made(method).init(TERMS), start_of(method, at)
+    mask = np.isin(np.arange(TERMS), at)
+    for gramian, losses in zip(*problem(8, seed=1), strict=True):
+        seen, heard = spoiled(gramian, losses, mask)
+        weights, state = step_of(method)[1](seen, state, losses=heard, present=mask)
+        expected, small_state = step_of(method, at)[1](
+            gramian[np.ix_(at, at)], small_state, losses=losses[list(at)]
+        )
+        assert_close(entries(weights, mask), expected, rtol=1e-7)
+
+
+@each_method
+@pytest.mark.usefixtures("x64")
+def test_all_present_is_as_if_nothing_were_said(method):
+    state, full = made(method).init(TERMS), np.ones(TERMS, bool)
+    update = step_of(method)[1]
+    for gramian, losses, mask in zip(*problem(6, seed=2), MASKS, strict=False):
+        # From states that absent terms left behind, too.
+        said = update(gramian, state, losses=losses, present=full)
+        unsaid = update(gramian, state, losses=losses)
+        assert_close(said, unsaid, rtol=1e-10)
+        assert_same_signature(said, unsaid)
+        _, state = update(gramian, state, losses=losses, present=mask)
+
+
+@pytest.mark.parametrize("method", ["gradnorm", "mgda", "pcgrad", "softadapt"])
+@pytest.mark.usefixtures("x64")
+def test_a_batch_of_masks(method):
+    gramians, losses = problem(1, seed=3)
+    state, step = made(method).init(TERMS), step_of(method)[1]
+    batch = jax.vmap(
+        lambda mask: step(gramians[0], state, losses=losses[0], present=mask)
+    )(MASKS[:5])
+    for i, mask in enumerate(MASKS[:5]):
+        alone = step(gramians[0], state, losses=losses[0], present=mask)
+        assert_close(jax.tree.map(itemgetter(i), batch), alone, rtol=1e-9)
+
+
+@each_method
+def test_dtypes_are_those_without_absent_terms(method):
+    weighting = made(method)
+    state = weighting.init(TERMS)
+    given = jnp.eye(TERMS), state
+    step = functools.partial(weighting.update, losses=jnp.ones(TERMS))
+    with_mask = jax.eval_shape(step, *given, present=jnp.ones(TERMS, bool))
+    assert_same_signature(with_mask, jax.eval_shape(step, *given))
+
+
+@pytest.mark.parametrize("name", sorted(FACTORIES))
+@pytest.mark.usefixtures("own_errors")
+def test_bad_masks_are_errors(name):
+    weighting = made(name)
+    state = weighting.init(TERMS)
+    given = jnp.eye(TERMS), state
+    for present in (np.ones(TERMS), np.ones(3, bool), np.ones((TERMS, 1), bool)):
+        with pytest.raises(ValueError, match="present must be an array") as error:
+            weighting.update(*given, losses=jnp.ones(TERMS), present=present)
+        assert_message(error.value, f"{name}:", f"({TERMS},)", "found")
+
+
+# What each method does with its own.
+
+
+def masked_run(weighting, losses, masks, gramians=None):
+    """Weights [steps, K] and the last state."""
+
+    def step(state, data):
+        loss, mask, gramian = data
+        weights, state = weighting.update(gramian, state, losses=loss, present=mask)
+        return state, weights
+
+    data = jax.tree.map(jnp.asarray, (losses, masks, gramians))
+    state, weights = jax.lax.scan(step, weighting.init(losses.shape[1]), data)
+    return np.asarray(weights), state
+
+
+def as_mask(*indices, terms=3):
+    return jnp.asarray(np.isin(np.arange(terms), indices))
+
+
+def test_fixed_weights():
+    weights, _ = equal().update(None, equal().init(3), present=as_mask(0, 2))
+    assert_identical(weights, jnp.array([0.5, 0.0, 0.5]))
+    weighting = constant([3.0, 2.0, 1.0])
+    weights, _ = weighting.update(None, weighting.init(3), present=as_mask(0, 2))
+    assert_identical(weights, jnp.array([3.0, 0.0, 1.0]))
+
+
+@pytest.mark.parametrize(
+    ("terms", "solver"), [(2, "exact"), (TERMS, "exact"), (TERMS, "frank-wolfe")]
+)
+@pytest.mark.usefixtures("x64")
+def test_an_absent_gradient_is_not_the_zero_gradient_that_wins(terms, solver):
+    weighting = mgda(solver=solver)
+    update, state = jax.jit(weighting.update), weighting.init(terms)
+    if (terms, solver) == (TERMS, "exact"):
+        update = step_of("mgda")[1]  # compiled already
+    lengths = np.arange(1.0, terms + 1)
+    for absent in ([], [0]) if terms == 2 else ([], [0], [1], [0, 1], [0, 1, 2]):
+        there = ~np.isin(np.arange(terms), absent)
+        weights, after = update(np.diag(lengths**2), state, present=there)
+        shares = np.where(there, lengths**-2, 0)
+        assert_close(weights, shares / shares.sum(), rtol=1e-3)
+        assert after.converged
+    # But a zero gradient that is there does.
+    there = np.arange(terms) != terms - 1
+    weights, _ = update(np.diag(np.r_[0, lengths[1:]]), state, present=there)
+    assert_identical(weights, np.eye(terms)[0])
+
+
+@pytest.mark.usefixtures("x64")
+def test_mgda_of_dependent_gradients_has_the_direction_of_the_smaller_problem(rng):
+    rows = rng.normal(size=(TERMS, 2))  # three and more in a plane
+    rows[3] = rows[1]
+    gramian, state = rows @ rows.T, mgda().init(TERMS)
+    for absent in range(TERMS):
+        at = np.delete(np.arange(TERMS), absent)
+        mask = np.arange(TERMS) != absent
+        weights, _ = step_of("mgda")[1](gramian, state, present=mask)
+        expected, _ = step_of("mgda", at)[1](gramian[np.ix_(at, at)], state)
+        assert_close(weights @ rows, expected @ rows[at], rtol=0, atol=1e-7)
+
+
+def test_inexact_mgda_asks_the_terms_that_are_there():
+    weighting = inexact_mgda(jnp.array([0.5, 1e9]))
+    update, state = jax.jit(weighting.update), weighting.init(2)
+    weights, state = update(jnp.eye(2), state, present=as_mask(0, terms=2))
+    assert bool(state.ready)
+    assert_identical(weights, jnp.array([1.0, 0.0]))
+    weights, state = update(jnp.eye(2), state, present=as_mask(1, terms=2))
+    assert not bool(state.ready)
+    assert_zero(weights)
+    # Nothing to descend: the step is skipped.
+    weights, state = update(jnp.eye(2), state, present=as_mask(terms=2))
+    assert not bool(state.ready)
+    assert int(state.skipped) == 2
+
+
+def test_pcgrad_draws_an_order_of_the_terms_that_are_there(rng):
+    at, terms, draws = [0, 2, 3], 4, 60
+    rows = rng.normal(size=(terms, 5))
+    rows[2] = -rows[0] + 0.5 * rng.normal(size=5)
+    rows[3] = -rows[0] - rows[2] + 0.5 * rng.normal(size=5)
+    weighting = pcgrad(jax.random.key(0))
+    gramian = jnp.asarray(rows @ rows.T, jnp.float32)
+    masks = np.broadcast_to(as_mask(*at, terms=terms), (draws, terms))
+    mixing, _ = masked_run(
+        weighting, np.zeros((draws, terms)), masks, np.stack([gramian] * draws)
+    )
+    orders = list(itertools.permutations(range(3)))
+    possible = [pcgrad_reference.surgery(rows[at], [order] * 3) for order in orders]
+    seen = set()
+    for matrix in mixing:
+        assert_weights_absent_zero(matrix, np.isin(np.arange(terms), at))
+        new = (matrix @ rows)[at]
+        for term in range(3):
+            gaps = [np.max(np.abs(new[term] - rows[term])) for rows in possible]
+            assert min(gaps) < 1e-5
+            seen.add((term, tuple(np.isclose(gaps, min(gaps), atol=1e-5))))
+    # A term meets the two others in one order or in the other: both were drawn.
+    assert len(seen) == 6
+
+
+def test_pcgrad_of_two_terms_does_not_depend_on_the_draw():
+    rows = np.array([[1.0, 0.0], [5.0, 7.0], [-1.0, 1.0]])
+    weighting = pcgrad(jax.random.key(3))
+    mixing, _ = weighting.update(
+        jnp.asarray(rows @ rows.T, jnp.float32),
+        weighting.init(3),
+        present=as_mask(0, 2),
+    )
+    assert_close(mixing, np.array([[1, 0, 0.5], [0, 0, 0], [1, 0, 1]]), rtol=1e-6)
+
+
+def test_lbtw_and_dwa_count_the_steps_of_each_term():
+    losses = np.array([[4.0, 9.0], [2.0, 8.0], [1.0, 2.0], [1.0, 1.0]])
+    masks = np.array([[1, 0], [1, 1], [0, 1], [1, 1]], dtype=bool)
+    weights, state = masked_run(lbtw(1.0), losses, masks)
+    # The second term's first loss is 8.
+    expected = np.array([[1, 0], [0.5, 1], [0, 0.25], [0.25, 0.125]])
+    assert_close(weights, expected, rtol=1e-6)
+    assert_identical(state.first, jnp.array([4.0, 8.0]))
+    weights, state = masked_run(dwa(1.0), losses, masks)
+    # In the last step the last two losses are 2, 4 and 2, 8.
+    powers = np.exp([0.5, 0.25])
+    expected = np.array([[1, 0], [1, 1], [0, 1], 2 * powers / powers.sum()])
+    assert_close(weights, expected, rtol=1e-6)
+    assert_identical(state.seen, jnp.array([3, 3]))
+
+
+@pytest.mark.parametrize("sum_to", [1.0, "terms"])
+@pytest.mark.parametrize("loss_weighted", [False, True])
+def test_softadapt_weights_add_up_over_the_terms_that_are_there(loss_weighted, sum_to):
+    weighting = softadapt(
+        1.0, 2, update_every=3, sum_to=sum_to, loss_weighted=loss_weighted, eps=0.0
+    )
+    _, losses = problem(len(MASKS))
+    weights, state = masked_run(weighting, losses, MASKS)
+    counts = MASKS.sum(axis=1)
+    expected = counts if sum_to == "terms" else counts > 0
+    assert_close(weights.sum(axis=1), expected, rtol=1e-6)
+    assert_close(state.held.sum(), jnp.sum(weighting.init(TERMS).held), rtol=1e-6)
+
+
+def test_softadapt_gives_a_term_that_is_new_its_equal_share():
+    losses = np.array([[3.0, 3.0, 3.0], [3.0, 2.0, 3.0], [3.0, 1.0, 9.0]])
+    masks = np.array([[1, 1, 0], [1, 1, 0], [1, 1, 1]], dtype=bool)
+    weights, _ = masked_run(softadapt(1.0, 2), losses, masks)
+    pair = np.exp([0.0, -1.0]) / np.exp([0.0, -1.0]).sum()
+    expected = np.array([[0.5, 0.5, 0], [*pair, 0], [*(pair * 2 / 3), 1 / 3]])
+    assert_close(weights, expected, rtol=1e-6)
+
+
+def test_softadapt_takes_differences_over_the_steps_of_each_term():
+    # Losses that fall by one each time that the term is there: all rates are the same.
+    masks = np.array([[1, 1, 0], [1, 0, 1], [1, 1, 1], [0, 1, 1]], dtype=bool)
+    losses = 10.0 - np.cumsum(masks, axis=0)
+    weights, state = masked_run(softadapt(1.0, 2), losses, masks)
+    assert_close(weights[-1], np.array([0.0, 0.5, 0.5]), rtol=1e-6)
+    assert_identical(state.seen, jnp.asarray(masks.sum(axis=0), jnp.int32))
+
+
+def test_softadapt_forgets_a_loss_that_is_not_finite():
+    _, losses = problem(9)
+    losses[2, 0] = np.nan
+    masks = np.ones((9, TERMS), dtype=bool)
+    masks[:, 3] = False
+    weights, state = masked_run(softadapt(1.0, 2, update_every=2), losses, masks)
+    assert np.isnan(weights[3]).any()
+    assert_finite(weights[5:])
+    assert_close(state.held.sum(), jnp.ones([]), rtol=1e-6)
+
+
+def test_gradnorm_keeps_the_share_of_present_against_absent_terms():
+    gramians, losses = problem(12)
+    weighting = gradnorm()
+    _, state = masked_run(weighting, losses, np.ones_like(MASKS), gramians)
+    before = np.asarray(state.learned)
+    mask = as_mask(0, 2, terms=TERMS)
+    weights, state = weighting.update(
+        jnp.asarray(gramians[0], jnp.float32),
+        state,
+        losses=jnp.asarray(losses[0], jnp.float32),
+        present=mask,
+    )
+    expected = np.where(mask, before, 0)
+    assert_close(weights, 2 * expected / expected.sum(), rtol=1e-6)
+    assert np.any(np.asarray(state.learned) != before)
+    assert_close(state.learned[mask].sum(), before[mask].sum(), rtol=1e-6)
+    assert_identical(state.learned[~mask], before[~mask])

@@ -1,0 +1,148 @@
+"""UPGrad and DualProj against SciPy's active set, and their own promises."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from multiterm_optax import dual_proj, reweight, upgrad
+from tests._asserts import assert_message
+from tests.references import dual_cone
+from tests.weightings import _jacobians, _properties
+
+KINDS = _jacobians.WELL_POSED + _jacobians.DEGENERATE
+METHODS = {"upgrad": upgrad, "dual_proj": dual_proj}
+REFERENCES = {"upgrad": dual_cone.upgrad, "dual_proj": dual_cone.projected}
+
+each_method = pytest.mark.parametrize("name", METHODS)
+
+
+@functools.cache
+def compiled(name, preference):
+    """One for all gramians of a shape."""
+    weighting = METHODS[name](None if preference is None else jnp.array(preference))
+    return weighting.init, jax.jit(weighting.update)
+
+
+def weights_of(name, rows, preference=None):
+    init, update = compiled(name, preference)
+    rows = jnp.asarray(rows)
+    gramian = jnp.matmul(rows, rows.T, precision="highest")
+    return update(gramian, init(len(rows)))
+
+
+@each_method
+@pytest.mark.parametrize("terms", [2, 3, 24])
+@pytest.mark.parametrize("kind", KINDS)
+def test_direction_in_double_precision(x64, name, terms, kind):
+    rows = kind(np.random.default_rng(terms), terms, 2 * terms)
+    weights, state = weights_of(name, rows)
+    expected = REFERENCES[name](rows, np.full(terms, 1 / terms))
+    found = np.asarray(weights) @ rows
+    assert bool(state.converged)
+    # The gramian squares the condition of the gradients: half the digits remain where
+    # they are dependent.
+    apart = np.abs(found - expected).max() / _properties.longest(rows)
+    assert apart < 1e-7
+
+
+@each_method
+@pytest.mark.parametrize("terms", [2, 3, 24])
+@pytest.mark.parametrize("kind", _jacobians.WELL_POSED)
+def test_direction_in_single_precision(name, terms, kind):
+    rows = kind(np.random.default_rng(terms), terms, 2 * terms).astype(np.float32)
+    weights, _ = weights_of(name, rows)
+    expected = REFERENCES[name](rows, np.full(terms, 1 / terms))
+    found = np.asarray(weights, np.float64) @ rows
+    apart = np.abs(found - expected).max() / _properties.longest(rows)
+    assert apart < 2e-5
+
+
+@each_method
+def test_preference(x64, name):
+    rows = _jacobians.generic(np.random.default_rng(0), 4, 6)
+    preference = (0.0, 1.0, 3.0, 0.5)
+    weights, _ = weights_of(name, rows, preference)
+    expected = REFERENCES[name](rows, preference)
+    np.testing.assert_allclose(np.asarray(weights) @ rows, expected, atol=1e-9)
+
+
+@each_method
+def test_gradients_that_agree_pass_as_they_are(name):
+    rows = np.abs(np.random.default_rng(0).normal(size=(5, 7))).astype(np.float32)
+    weights, _ = weights_of(name, rows)
+    np.testing.assert_allclose(weights, np.full(5, 0.2), rtol=1e-5)
+
+
+@each_method
+@pytest.mark.parametrize("apart", [1e3, 1e6])
+def test_terms_of_different_size_do_not_conflict(name, apart):
+    """A short gradient is respected as well as a long one: by angle, not by product."""
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        rows = rng.normal(size=(3, 8))
+        rows *= np.array([1.0, apart, 1 / apart])[:, None]
+        rows = rows.astype(np.float32)
+        weights, _ = weights_of(name, rows)
+        found = _properties.direction(weights, rows)
+        lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
+        cosines = rows.astype(np.float64) @ found / lengths / np.linalg.norm(found)
+        assert cosines.min() > -1e-5
+
+
+@each_method
+def test_opposed_gradients_give_nothing(name):
+    rows = np.array([[1.0, 2.0], [-1.0, -2.0]], np.float32)
+    weights, state = weights_of(name, rows)
+    assert bool(state.converged)
+    np.testing.assert_allclose(np.asarray(weights) @ rows, 0, atol=1e-6)
+
+
+def test_two_terms_by_hand():
+    """UPGrad takes off each gradient its part along the other: here half of PCGrad."""
+    rows = np.array([[1.0, 0.0], [-2.0, 1.0]], np.float32)
+    weights, _ = weights_of("upgrad", rows)
+    first = rows[0] + 2 / 5 * rows[1]
+    second = rows[1] + 2 * rows[0]
+    found = np.asarray(weights) @ rows
+    np.testing.assert_allclose(found, (first + second) / 2, rtol=1e-5)
+
+
+@each_method
+def test_a_zero_gradient_leaves_the_others(name):
+    rows = np.array([[1.0, 0.0], [0.0, 0.0], [-2.0, 1.0]], np.float32)
+    weights, _ = weights_of(name, rows, (1.0, 1.0, 1.0))
+    two, _ = weights_of(name, rows[[0, 2]], (1.0, 1.0))
+    np.testing.assert_allclose(
+        np.asarray(weights) @ rows, np.asarray(two) @ rows[[0, 2]], rtol=1e-5
+    )
+
+
+@each_method
+def test_traced_preference(name):
+    rows = _jacobians.generic(np.random.default_rng(0), 3, 6).astype(np.float32)
+    gramian = jnp.asarray(rows @ rows.T)
+
+    @jax.jit
+    def find(preference):
+        weighting = METHODS[name](preference)
+        return weighting.update(gramian, weighting.init(3))[0]
+
+    np.testing.assert_allclose(
+        find(jnp.array([0.2, 0.3, 0.5])),
+        weights_of(name, rows, (0.2, 0.3, 0.5))[0],
+        rtol=1e-5,
+    )
+
+
+@each_method
+def test_bad_preference(own_errors, name):
+    with pytest.raises(ValueError, match="preference") as error:
+        METHODS[name](jnp.array([1.0, -1.0]))
+    assert_message(error, name, "preference", "-1")
+    tx = reweight(METHODS[name](jnp.ones(3)), num_terms=2)
+    with pytest.raises(ValueError, match="preference") as error:
+        tx.init(jnp.zeros(2))
+    assert_message(error, name, "preference", "(2,)", "(3,)")
