@@ -17,6 +17,7 @@ from multiterm_optax.gradients import value_and_weighted_grad as value_and_weigh
 from multiterm_optax.weightings import Weighting as Weighting
 from multiterm_optax.weightings import cagrad as cagrad
 from multiterm_optax.weightings import constant as constant
+from multiterm_optax.weightings import dual_proj as dual_proj
 from multiterm_optax.weightings import dwa as dwa
 from multiterm_optax.weightings import equal as equal
 from multiterm_optax.weightings import gradnorm as gradnorm
@@ -26,6 +27,7 @@ from multiterm_optax.weightings import mgda as mgda
 from multiterm_optax.weightings import pcgrad as pcgrad
 from multiterm_optax.weightings import softadapt as softadapt
 from multiterm_optax.weightings import uncertainty as uncertainty
+from multiterm_optax.weightings import upgrad as upgrad
 
 # K -> K
 from multiterm_optax.transforms import balance_by_norm as balance_by_norm
@@ -41,6 +43,10 @@ from multiterm_optax.aggregators import sum_terms as sum_terms
 from multiterm_optax import metrics as metrics
 
 # around an inner optimizer
+from multiterm_optax.wrappers import apply_if_finite as apply_if_finite
+from multiterm_optax.wrappers import chain as chain
+from multiterm_optax.wrappers import masked as masked
+from multiterm_optax.wrappers import multi_steps as multi_steps
 from multiterm_optax.wrappers import weighted as weighted
 
 # whole optimizers
@@ -52,3 +58,6 @@ from multiterm_optax.optimizers import adatask_rmsprop as adatask_rmsprop
 from multiterm_optax.optimizers import ladatask_rmsprop as ladatask_rmsprop
 from multiterm_optax.optimizers import metabalance as metabalance
 from multiterm_optax.optimizers import mtadam as mtadam
+
+# pictures, with the extra plotting
+from multiterm_optax import plotting as plotting

@@ -33,6 +33,16 @@ def _weighting():
     return importlib.import_module("multiterm_optax.weightings").equal()
 
 
+def _whole():
+    """An optimizer from any number of terms to one update."""
+    return optax.chain(*_stages())
+
+
+def _stages():
+    sum_terms = importlib.import_module("multiterm_optax.aggregators").sum_terms
+    return sum_terms(), optax.adam(0.1, eps=1e-3)
+
+
 # How to fill a required argument: by its name, or by "stage.name" or "factory.name"
 # where the name means something else there. Values that need building are callables
 # without arguments.
@@ -42,10 +52,21 @@ ARGUMENTS = {
     # Optax's Adam divides by zero in float16 with its default eps, which rounds to 0.
     "inner": lambda: optax.adam(0.1, eps=1e-3),
     "transforms.inner": lambda: optax.scale_by_adam(eps=1e-3),
+    # These wrappers stand around a whole optimizer, ``weighted`` around an ordinary one.
+    "multi_steps.inner": _whole,
+    "apply_if_finite.inner": _whole,
+    "masked.inner": _whole,
+    "every_k_schedule": lambda: 2,
+    "max_consecutive_errors": lambda: 2,
+    "mask": lambda: lambda params: jax.tree.map(lambda p: p.ndim > 0, params),
     "weighting": _weighting,
     "key": lambda: jax.random.key(0),
     "steps_per_epoch": lambda: 2,
 }
+
+
+# The same for ``*args``, by the name of the factory.
+POSITIONAL = {"chain": _stages}
 
 
 @dataclass(frozen=True)
@@ -86,7 +107,8 @@ class Factory:
     def build(self, **options):
         """Builds it; options the factory does not take are left out."""
         taken = {k: v for k, v in options.items() if self.takes(k)}
-        return self.function(**{**self.required(), **taken})
+        stages = POSITIONAL.get(self.name, tuple)()
+        return self.function(*stages, **{**self.required(), **taken})
 
 
 def stages():

@@ -33,7 +33,7 @@ def exported():
     """
     names = set(public_names(multiterm_optax))
     for info in pkgutil.iter_modules(multiterm_optax.__path__):
-        if info.name.startswith("_") or not info.ispkg:
+        if info.name.startswith("_"):
             continue
         module = importlib.import_module(f"multiterm_optax.{info.name}")
         for name in public_names(module):

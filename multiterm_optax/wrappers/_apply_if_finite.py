@@ -1,0 +1,168 @@
+"""Terms that are not finite are left out, or the step is."""
+
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Int
+
+from multiterm_optax import _checks, _terms, _weighting
+from multiterm_optax._typing import Scalar
+from multiterm_optax.wrappers._inner import losses_like, step_or_hold
+
+
+class ApplyIfFiniteState(NamedTuple):
+    """State of :func:`apply_if_finite`; :class:`optax.ApplyIfFiniteState` by term.
+
+    A term that is absent keeps its entries.
+
+    Attributes:
+      notfinite_count: Steps in a row in which the term was not finite, [K], int32.
+      last_finite: Whether the term was finite when it was last there, [K].
+      total_notfinite: Steps in which the term was not finite, [K], int32.
+      notfinite_steps: Steps in a row in which some term was not finite, int32.
+      inner_state: The inner optimizer's state.
+    """
+
+    notfinite_count: Int[Array, " K"]
+    last_finite: Bool[Array, " K"]
+    total_notfinite: Int[Array, " K"]
+    notfinite_steps: jax.Array
+    inner_state: optax.OptState
+
+
+def apply_if_finite(
+    inner: optax.GradientTransformation,
+    num_terms: int,
+    max_consecutive_errors: Scalar,
+    *,
+    skip: Literal["term", "step"] = "term",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Leaves out terms that are not finite: :func:`optax.apply_if_finite` by term.
+
+    A term is *not finite* in a step when its loss, if passed, or any element of its
+    gradient is infinite or NaN. It is then taken as absent: ``inner`` gets zeros for it
+    and ``present`` False, so that the step is the one of the other terms and the term's
+    own statistics stay. When no finite term is left, the updates are zero and
+    ``inner``'s whole state stays.
+
+    Args:
+      inner: A whole optimizer from K terms to one update, such as ``mtadam(1e-3, K)``
+        or a chain with an aggregator.
+      num_terms: K, the number of terms.
+      max_consecutive_errors: Steps in a row that a term may be left out, not negative.
+        From the next on it gets through as it is, as in Optax, so that a run that is
+        broken for good shows it.
+      skip: ``"term"``: as above. ``"step"``: any term that is not finite skips the
+        whole step, at most ``max_consecutive_errors`` in a row, whichever terms they
+        were. With one term the two are :func:`optax.apply_if_finite`.
+
+    Returns:
+      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. With
+      ``skip="term"`` the extra argument ``present`` always reaches ``inner``: what the
+      user passed, less the terms left out. Of a term that the user says is absent
+      nothing is read or counted.
+
+    Raises:
+      TypeError: ``inner`` is not a transformation.
+      ValueError: A hyperparameter is out of range, ``inner`` leaves the term axis on,
+        or an update has not the term axis first.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from multiterm_optax import adatask_adam, apply_if_finite
+      >>> tx = apply_if_finite(adatask_adam(0.1, num_terms=2), 2, 10)
+      >>> state = tx.init(jnp.zeros(1))
+      >>> updates, state = tx.update(jnp.array([[3.0], [jnp.nan]]), state)
+      >>> round(float(updates[0]), 4), state.last_finite.tolist()
+      (-0.1, [True, False])
+      >>> updates, state = tx.update(jnp.full((2, 1), jnp.inf), state)
+      >>> float(updates[0]), state.notfinite_count.tolist()
+      (0.0, [1, 2])
+    """
+    name = "apply_if_finite"
+    num_terms = _checks.num_terms(num_terms, name)
+    _checks.transformation(inner, "inner", name)
+    _checks.non_negative(max_consecutive_errors, "max_consecutive_errors", name)
+    _checks.one_of(skip, "skip", name, ("term", "step"))
+    inner = optax.with_extra_args_support(inner)
+
+    def init_fn(params: optax.Params) -> ApplyIfFiniteState:
+        return ApplyIfFiniteState(
+            notfinite_count=jnp.zeros((num_terms,), jnp.int32),
+            last_finite=jnp.ones((num_terms,), jnp.bool_),
+            total_notfinite=jnp.zeros((num_terms,), jnp.int32),
+            notfinite_steps=jnp.zeros([], jnp.int32),
+            inner_state=inner.init(params),
+        )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: ApplyIfFiniteState,
+        params: optax.Params | None = None,
+        *,
+        losses: Any = None,
+        present: Any = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ApplyIfFiniteState]:
+        _checks.term_axis(updates, params, name, num_terms)
+        present = _checks.present(present, name, num_terms)
+        values = _weighting.losses_vector(
+            losses, name, num_terms, needed=False, present=present
+        )
+        there = jnp.ones((num_terms,), jnp.bool_) if present is None else present
+        finite = jnp.ones((num_terms,), jnp.bool_)
+        if values is not None:
+            finite = jnp.isfinite(values)
+        for leaf in jax.tree.leaves(updates):
+            finite &= jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim)))
+        failed = there & ~finite
+        any_failed = jnp.any(failed)
+
+        more = optax.safe_increment(state.notfinite_count)
+        in_a_row = jnp.where(failed, more, jnp.where(there, 0, state.notfinite_count))
+        steps_in_a_row = jnp.where(
+            any_failed, optax.safe_increment(state.notfinite_steps), 0
+        )
+
+        if skip == "step":
+            take = ~any_failed | (steps_in_a_row > max_consecutive_errors)
+        else:
+            left_out = failed & (in_a_row <= max_consecutive_errors)
+            present = there & ~left_out
+            take = jnp.any(present) | ~jnp.any(left_out)
+            if values is not None:
+                losses = losses_like(losses, _terms.only_present(present, values))
+
+        forwarded = dict(extra_args)
+        if losses is not None:
+            forwarded["losses"] = losses
+        if present is not None:
+            forwarded["present"] = present
+
+        def step(inner_state: optax.OptState) -> tuple[optax.Updates, optax.OptState]:
+            given = updates
+            if skip == "term":
+                # Zeros also for a stage that does not know of absent terms, such as
+                # one of Optax's before the aggregator.
+                given = jax.tree.map(partial(_terms.only_present, present), updates)
+            return inner.update(given, inner_state, params, **forwarded)
+
+        stepped, inner_state = step_or_hold(
+            take, step, updates, state.inner_state, name
+        )
+        return stepped, ApplyIfFiniteState(
+            notfinite_count=in_a_row,
+            last_finite=jnp.where(there, finite, state.last_finite),
+            total_notfinite=jnp.where(
+                failed,
+                optax.safe_increment(state.total_notfinite),
+                state.total_notfinite,
+            ),
+            notfinite_steps=steps_in_a_row,
+            inner_state=inner_state,
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,0 +1,179 @@
+"""optax.chain with an eye on the term axis."""
+
+from typing import Any
+
+import jax
+import optax
+from jax.tree_util import keystr
+
+from multiterm_optax import _checks
+
+_NAME = "chain"
+_AGGREGATOR = "An aggregator, sum_terms() or scale_by_max_adam(num_terms),"
+
+
+def chain(
+    *stages: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    r"""``optax.chain`` that refuses a chain without its one aggregator.
+
+    Computes what :func:`optax.chain` computes and has its state. While ``update`` is
+    traced it follows the shapes: the updates come with the term axis, exactly one stage
+    removes it from every leaf, and a stage before that one must not be one that was
+    initialised for updates without it. :func:`optax.chain` cannot tell: there, with
+    the aggregator forgotten, an Adam broadcasts its moments and the parameters silently
+    become [K, \*p].
+
+    What shapes do not show passes, such as :func:`optax.add_decayed_weights` before
+    the aggregator, which decays K times.
+
+    Args:
+      *stages: Transformations; one of them removes the term axis. Stages of one kind
+        may be grouped by :func:`optax.chain`: this function is for the whole.
+
+    Returns:
+      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. Extra
+      arguments go to every stage that takes them.
+
+    Raises:
+      TypeError: A stage is not a transformation.
+      ValueError: There is no aggregator, or one too many, or an ordinary stage with a
+        state stands before it, or an update has not the term axis first.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from multiterm_optax import balance_by_norm, chain, sum_terms
+      >>> params, grads = jnp.zeros(2), jnp.array([[3.0, 4.0], [0.0, 1000.0]])
+      >>> tx = chain(balance_by_norm(2), sum_terms(), optax.sgd(1.0))
+      >>> tx.update(grads, tx.init(params), params)[0].tolist()
+      [-3.0, -9.0]
+      >>> tx = chain(balance_by_norm(2), optax.adam(0.1))
+      >>> tx.update(grads, tx.init(params), params)
+      Traceback (most recent call last):
+        ...
+      ValueError: chain: stages[1] (optax.chain) was initialised for updates without...
+    """
+    for i, stage in enumerate(stages):
+        _checks.transformation(stage, f"stages[{i}]", _NAME)
+    if not stages:
+        raise ValueError(f"{_NAME}: stages must hold at least an aggregator, found ().")
+    labels = [f"stages[{i}] ({_origin(stage)})" for i, stage in enumerate(stages)]
+    wrapped = [optax.with_extra_args_support(stage) for stage in stages]
+
+    def init_fn(params: optax.Params) -> tuple[optax.OptState, ...]:
+        return tuple(stage.init(params) for stage in wrapped)
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, tuple[optax.OptState, ...]]:
+        _checks.term_axis(updates, params, _NAME)
+        if not isinstance(state, tuple) or len(state) != len(stages):
+            raise ValueError(
+                f"{_NAME}: state must be a tuple of {len(stages)} states, one a stage, "
+                f"as init makes it, found {jax.tree.structure(state)}."
+            )
+        removed_by = None
+        states = []
+        for label, stage, old in zip(labels, wrapped, state, strict=True):
+            before = updates
+            try:
+                updates, new = stage.update(before, old, params, **extra_args)
+            except Exception as error:
+                if removed_by is None and not _is_own(label):
+                    error.add_note(
+                        f"{_NAME}: {label} got updates with the term axis. If it is an "
+                        "ordinary Optax transformation, an aggregator belongs before "
+                        "it."
+                    )
+                raise
+            if removed_by is None:
+                _checks.state_keeps_shapes(old, new, f"{_NAME}: {label}")
+                if _removes(before, updates, label):
+                    removed_by = label
+            else:
+                _check_kept(before, updates, label, removed_by)
+            states.append(new)
+        if removed_by is None and jax.tree.leaves(updates):
+            raise ValueError(_forgotten(updates, labels))
+        return updates, tuple(states)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _origin(stage: optax.GradientTransformation) -> str:
+    """Package and function that made a stage, as far as they can be known."""
+    update = stage.update
+    made_by = getattr(update, "__qualname__", type(update).__name__).split(".")[0]
+    package = (getattr(update, "__module__", None) or "").split(".")[0]
+    return f"{package}.{made_by}" if package else made_by
+
+
+def _is_own(label: str) -> bool:
+    return "(multiterm_optax." in label
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {keystr(path): getattr(leaf, "shape", ()) for path, leaf in leaves}
+
+
+def _removes(before: Any, after: Any, label: str) -> bool:
+    """Whether a stage took the term axis away; it must do so for all leaves or none."""
+    _check_structure(before, after, label)
+    removed, kept = [], []
+    new_shapes = _shapes(after)
+    for path, old in _shapes(before).items():
+        new = new_shapes[path]
+        if new not in (old, old[1:]):
+            raise ValueError(
+                f"{_NAME}: {label} turns updates{path} of shape {old} into shape "
+                f"{new}, expected {old} (a stage that keeps the term axis) or "
+                f"{old[1:]} (an aggregator)."
+            )
+        (kept if new == old else removed).append(path)
+    if removed and kept:
+        raise ValueError(
+            f"{_NAME}: {label} removes the term axis from updates{removed[0]} but not "
+            f"from updates{kept[0]}, which leaves it with shape {new_shapes[kept[0]]}. "
+            "All leaves must lose it in the same stage; multiterm_optax.masked sums "
+            "the terms of the leaves that it leaves out."
+        )
+    return bool(removed)
+
+
+def _check_kept(before: Any, after: Any, label: str, removed_by: str) -> None:
+    """After the aggregator shapes are the parameters', and stay."""
+    _check_structure(before, after, label)
+    new_shapes = _shapes(after)
+    for path, old in _shapes(before).items():
+        # A stage of this package needs the term axis. Without params it cannot miss it
+        # where a parameter happens to have K rows.
+        if new_shapes[path] != old or _is_own(label):
+            raise ValueError(
+                f"{_NAME}: {label} gets updates{path} of shape {old} without the term "
+                f"axis, which {removed_by} has removed, and returns shape "
+                f"{new_shapes[path]}: only one aggregator (K -> 1) may stand in a "
+                "chain, and stages that keep the term axis (K -> K) belong before it."
+            )
+
+
+def _check_structure(before: Any, after: Any, label: str) -> None:
+    old, new = jax.tree.structure(before), jax.tree.structure(after)
+    if old != new:
+        raise ValueError(
+            f"{_NAME}: {label} must keep the tree structure of the updates, {old}, "
+            f"found {new}."
+        )
+
+
+def _forgotten(updates: Any, labels: list[str]) -> str:
+    path, shape = next(iter(_shapes(updates).items()))
+    own = [label for label in labels if _is_own(label)]
+    place = f"after {own[-1]}" if own else f"before {labels[0]}"
+    return (
+        f"{_NAME}: no stage removes the term axis: updates{path} comes out with shape "
+        f"{shape}, expected {shape[1:]}. {_AGGREGATOR} is missing, {place}."
+    )

@@ -1,0 +1,134 @@
+"""A K -> 1 optimizer for some of the parameters; the others get the plain sum."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from multiterm_optax import _checks, _terms
+
+Mask = Any | Callable[[optax.Params], Any]
+
+
+def masked(
+    inner: optax.GradientTransformation, mask: Mask, num_terms: int
+) -> optax.GradientTransformationExtraArgs:
+    r"""Only some leaves go through ``inner``, the others leave as the sum of terms.
+
+    :func:`optax.masked` for a transformation from K terms to one update: there a leaf
+    that is left out would keep its term axis. Here it leaves as :math:`\sum_i g_i`,
+    the gradient of the summed loss, for the stages that follow.
+
+    For a stage that keeps the term axis, such as
+    :func:`multiterm_optax.balance_by_norm`, :func:`optax.masked` with a tree of
+    booleans does what it says.
+
+    Args:
+      inner: A transformation from K terms to one update, such as ``mtadam(1e-3, K)``
+        or a chain with an aggregator. It has state for the masked leaves only.
+      mask: A tree of booleans like the parameters, a prefix of it, or a function of the
+        parameters that returns one: True for what goes through ``inner``. A function
+        sees leaves of the parameters' shapes [\*p], so that it may go by ``ndim``.
+      num_terms: K, the number of terms.
+
+    Returns:
+      A transformation of updates whose every leaf is [K, \*p] to updates [\*p]. Its
+      state is an :class:`optax.MaskedState`. A term that ``present`` says is not there
+      takes no part in the sum.
+
+    Raises:
+      TypeError: ``inner`` is not a transformation, or ``mask`` holds something else
+        than booleans.
+      ValueError: ``mask`` is no prefix of the updates, ``inner`` leaves the term axis
+        on, or an update has not the term axis first.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from multiterm_optax import adatask, masked
+      >>> inner = adatask(optax.scale_by_sign(), num_terms=2)
+      >>> tx = masked(inner, {"w": True, "b": False}, num_terms=2)
+      >>> grads = {"w": jnp.array([[3.0], [5.0]]), "b": jnp.array([[3.0], [5.0]])}
+      >>> state = tx.init({"w": jnp.zeros(1), "b": jnp.zeros(1)})
+      >>> updates, state = tx.update(grads, state)
+      >>> updates["w"].tolist(), updates["b"].tolist()
+      ([2.0], [8.0])
+    """
+    name = "masked"
+    num_terms = _checks.num_terms(num_terms, name)
+    _checks.transformation(inner, "inner", name)
+    inner = optax.with_extra_args_support(inner)
+
+    def chosen(tree: Any) -> Any:
+        """The whole tree of booleans, one for each leaf."""
+        flags = mask(tree) if callable(mask) else mask
+        return _full_mask(flags, tree, name)
+
+    def keep(flags: Any, tree: Any) -> Any:
+        return jax.tree.map(
+            lambda flag, leaf: leaf if flag else optax.MaskedNode(), flags, tree
+        )
+
+    def init_fn(params: optax.Params) -> optax.MaskedState:
+        if not jax.tree.leaves(params):
+            # optax.tree.map_params inspects init without leaves.
+            return optax.MaskedState(inner.init(params))
+        return optax.MaskedState(inner.init(keep(chosen(params), params)))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.MaskedState,
+        params: optax.Params | None = None,
+        *,
+        present: Any = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.MaskedState]:
+        _checks.term_axis(updates, params, name, num_terms)
+        present = _checks.present(present, name, num_terms)
+        if present is not None:
+            extra_args["present"] = present
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), updates
+        )
+        flags = chosen(shapes if params is None else params)
+        picked = keep(flags, updates)
+        stepped, inner_state = inner.update(
+            picked,
+            state.inner_state,
+            None if params is None else keep(flags, params),
+            **extra_args,
+        )
+        _checks.term_axis_removed(stepped, picked, name)
+        _checks.state_keeps_shapes(
+            state.inner_state, inner_state, f"{name}: a stage of inner"
+        )
+
+        def choose(flag: Any, new: Any, leaf: jax.Array) -> jax.Array:
+            return new if flag else _terms.sum_terms(_terms.only_present(present, leaf))
+
+        return (
+            jax.tree.map(choose, flags, stepped, updates),
+            optax.MaskedState(inner_state),
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _full_mask(flags: Any, tree: Any, name: str) -> Any:
+    for path, flag in jax.tree_util.tree_leaves_with_path(flags):
+        if not isinstance(flag, bool | np.bool_):
+            raise TypeError(
+                f"{name}: mask must hold booleans that are no arrays, found {flag!r} "
+                f"in mask{jax.tree_util.keystr(path)}."
+            )
+    try:
+        return jax.tree.map(
+            lambda flag, part: jax.tree.map(lambda _: flag, part), flags, tree
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"{name}: mask must be a tree of booleans with the structure of the "
+            f"updates, {jax.tree.structure(tree)}, or a prefix of it, found "
+            f"{jax.tree.structure(flags)}."
+        ) from error

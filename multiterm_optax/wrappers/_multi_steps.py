@@ -1,0 +1,185 @@
+"""Accumulation over microbatches in front of a whole K -> 1 optimizer."""
+
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from multiterm_optax import _checks, _terms, _weighting
+from multiterm_optax._typing import Losses, TermLeaf
+from multiterm_optax.wrappers._inner import losses_like, step_or_hold
+
+
+class MultiStepsState(NamedTuple):
+    """State of :func:`multi_steps`.
+
+    ``mini_step == 0`` after an update says that ``inner`` has just stepped. The means
+    are then those it stepped on; the next microbatch starts new ones.
+
+    Attributes:
+      mini_step: Microbatches since the last step, int32.
+      gradient_step: Steps of ``inner``, int32.
+      inner_opt_state: The inner optimizer's state.
+      acc_grads: Means of the terms' gradients, leaves [K, *p], in at least float32.
+      acc_losses: Means of the losses, [K]; zeros if none are passed.
+      acc_count: In how many of these microbatches each term was there, [K], int32.
+    """
+
+    mini_step: jax.Array
+    gradient_step: jax.Array
+    inner_opt_state: optax.OptState
+    acc_grads: optax.Updates
+    acc_losses: Losses
+    acc_count: jax.Array
+
+
+def multi_steps(
+    inner: optax.GradientTransformation,
+    num_terms: int,
+    every_k_schedule: int | jax.Array | Callable[[jax.Array], Any],
+) -> optax.GradientTransformationExtraArgs:
+    r"""One step of ``inner`` for several microbatches: :class:`optax.MultiSteps`.
+
+    Keeps the mean of each term's gradients over k microbatches,
+
+    .. math:: \bar g_i \leftarrow \bar g_i + (g_i - \bar g_i) / n_i ,
+
+    with :math:`n_i` the number of microbatches in which term i was there, and the same
+    of the losses. At the k-th, ``inner`` takes one step on the means; at all others the
+    updates are zero and ``inner`` is not called. Where the losses are means over
+    examples and the microbatches are of one size, this is the step on the large batch,
+    also for a method that is not linear in the gradients, such as
+    :func:`multiterm_optax.mtadam` or :func:`multiterm_optax.mgda`.
+
+    Args:
+      inner: A whole optimizer from K terms to one update, such as ``mtadam(1e-3, K)``
+        or a chain with an aggregator.
+      num_terms: K, the number of terms.
+      every_k_schedule: k, or a function that returns it for ``gradient_step``, the
+        number of steps taken.
+
+    Returns:
+      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. State: K
+      copies of the parameters in at least float32, and ``inner``'s. ``losses`` reaches
+      ``inner`` as a mean, in the structure in which it is passed; pass it for every
+      microbatch or for none. ``present``, if passed, reaches it as True for a term that
+      was there in any of the k. Other extra arguments reach ``inner`` as they are at
+      the k-th microbatch.
+
+    Raises:
+      TypeError: ``inner`` is not a transformation, or ``every_k_schedule`` neither an
+        int nor a function.
+      ValueError: ``every_k_schedule`` is less than 1, ``inner`` leaves the term axis
+        on, or an update has not the term axis first.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from multiterm_optax import adatask, multi_steps
+      >>> tx = multi_steps(adatask(optax.sign_sgd(0.5), 2), 2, every_k_schedule=2)
+      >>> state = tx.init(jnp.zeros(1))
+      >>> for grads in ([[1.0], [-8.0]], [[3.0], [9.0]]):  # means 2 and 0.5
+      ...     updates, state = tx.update(jnp.array(grads), state)
+      ...     print(updates.tolist(), int(state.mini_step), int(state.gradient_step))
+      [0.0] 1 0
+      [-1.0] 0 1
+    """
+    name = "multi_steps"
+    num_terms = _checks.num_terms(num_terms, name)
+    _checks.transformation(inner, "inner", name)
+    schedule = _schedule(every_k_schedule, name)
+    inner = optax.with_extra_args_support(inner)
+
+    def init_fn(params: optax.Params) -> MultiStepsState:
+        return MultiStepsState(
+            mini_step=jnp.zeros([], jnp.int32),
+            gradient_step=jnp.zeros([], jnp.int32),
+            inner_opt_state=inner.init(params),
+            acc_grads=jax.tree.map(
+                lambda p: _terms.zeros_per_term(
+                    p, num_terms, _terms.accumulator_dtype(p)
+                ),
+                params,
+            ),
+            acc_losses=jnp.zeros((num_terms,), jnp.result_type(float)),
+            acc_count=jnp.zeros((num_terms,), jnp.int32),
+        )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: MultiStepsState,
+        params: optax.Params | None = None,
+        *,
+        losses: Any = None,
+        present: Any = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, MultiStepsState]:
+        _checks.term_axis(updates, params, name, num_terms)
+        present = _checks.present(present, name, num_terms)
+        values = _weighting.losses_vector(
+            losses, name, num_terms, needed=False, present=present
+        )
+        # A step leaves its means where they are, and the next microbatch starts anew:
+        # setting them to zero after a step would cost two more copies of K gradients.
+        first = state.mini_step == 0
+        count = jnp.where(first, 0, state.acc_count)
+        count = count + (1 if present is None else present.astype(jnp.int32))
+
+        def mean(old: TermLeaf, new: TermLeaf) -> TermLeaf:
+            """Welford's running mean, which a term that is absent does not move."""
+            old = jnp.where(first, jnp.zeros([], old.dtype), old)
+            distance = _terms.only_present(present, new.astype(old.dtype)) - old
+            share = 1 / jnp.maximum(count, 1).astype(old.dtype)
+            return old + _terms.only_present(present, _terms.scale(share, distance))
+
+        acc_grads = jax.tree.map(mean, state.acc_grads, updates)
+        acc_losses = state.acc_losses
+        forwarded = dict(extra_args)
+        if values is not None:
+            acc_losses = mean(acc_losses, values)
+            forwarded["losses"] = losses_like(losses, acc_losses)
+        if present is not None:
+            forwarded["present"] = count > 0
+
+        def step(inner_state: optax.OptState) -> tuple[optax.Updates, optax.OptState]:
+            means = optax.tree.cast_like(acc_grads, updates)
+            return inner.update(means, inner_state, params, **forwarded)
+
+        done = state.mini_step + 1
+        last = done >= schedule(state.gradient_step)
+        stepped, inner_state = step_or_hold(
+            last, step, updates, state.inner_opt_state, name
+        )
+        return stepped, MultiStepsState(
+            mini_step=jnp.where(last, 0, done),
+            gradient_step=jnp.where(
+                last, optax.safe_increment(state.gradient_step), state.gradient_step
+            ),
+            inner_opt_state=inner_state,
+            acc_grads=acc_grads,
+            acc_losses=acc_losses,
+            acc_count=count,
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _schedule(value: Any, name: str) -> Callable[[jax.Array], Any]:
+    if callable(value):
+        return value
+    if isinstance(value, jax.Array):  # traced, under optax.inject_hyperparams
+        return lambda step: value
+    try:
+        every = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{name}: every_k_schedule must be an int or a function of the number of "
+            f"steps taken, found {value!r}."
+        ) from None
+    if isinstance(value, bool) or every < 1:
+        raise ValueError(
+            f"{name}: every_k_schedule must be at least 1, found {value!r}."
+        )
+    return lambda step: every

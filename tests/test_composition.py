@@ -1,0 +1,639 @@
+"""What every Optax wrapper does with per-term gradients, as docs/composition.md says.
+
+Three places: after the aggregator, where updates are [*p] and Optax is at home; before
+it, on [K, *p]; and around a whole K -> 1 optimizer.
+"""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from optax.experimental import aggregating
+
+import multiterm_optax as mt
+from tests._asserts import (
+    assert_close,
+    assert_finite,
+    assert_identical,
+    assert_param_shapes,
+    assert_same_signature,
+    assert_zero,
+    named_leaves,
+)
+
+K = 2
+PARAMS = {"b": jnp.ones(2), "w": jnp.ones((3, 2))}
+MATRICES = {"b": False, "w": True}
+LOSSES = jnp.array([1.0, 2.0])
+
+
+def by_ndim(params):
+    return jax.tree.map(lambda p: p.ndim == 2, params)
+
+
+def draw(seed=0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda p: jnp.asarray(rng.normal(size=(K, *p.shape)), jnp.float32), PARAMS
+    )
+
+
+def total(grads):
+    """The sum of the terms, by NumPy."""
+    return jax.tree.map(lambda g: jnp.asarray(np.asarray(g).sum(axis=0)), grads)
+
+
+def mtadam(**options):
+    return mt.mtadam(0.1, K, **options)
+
+
+def steps(tx, batches, jit=False, **extra_args):
+    """Updates of every step and the last state."""
+    state, history = tx.init(PARAMS), []
+    update = jax.jit(tx.update) if jit else tx.update
+    for grads in batches:
+        updates, state = update(grads, state, PARAMS, **extra_args)
+        history.append(updates)
+    return history, state
+
+
+# After the aggregator: an ordinary transformation sees an ordinary gradient.
+
+AFTER = {
+    "adam": lambda: optax.adam(0.1),
+    "MultiSteps": lambda: optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation(),
+    "apply_if_finite": lambda: optax.apply_if_finite(optax.trace(0.9), 2),
+    "conditionally_transform": lambda: optax.conditionally_transform(
+        optax.trace(0.9), lambda step: step % 2 == 0
+    ),
+    "conditionally_mask": lambda: optax.conditionally_mask(
+        optax.trace(0.9), lambda step: step % 2 == 0
+    ),
+    "flatten": lambda: optax.flatten(optax.trace(0.9)),
+    "masked": lambda: optax.masked(optax.trace(0.9), by_ndim),
+    "selective_transform": lambda: optax.selective_transform(
+        optax.trace(0.9), freeze_mask=MATRICES
+    ),
+    "freeze": lambda: optax.freeze(MATRICES),
+    "partition": lambda: optax.partition(
+        {"x": optax.trace(0.9), "y": optax.set_to_zero()}, {"b": "y", "w": "x"}
+    ),
+    "inject_hyperparams": lambda: optax.inject_hyperparams(optax.sgd)(0.1),
+    "schedule": lambda: optax.sgd(optax.linear_schedule(0.1, 0.0, 2)),
+    "ema": lambda: optax.ema(0.9),
+    "add_decayed_weights": lambda: optax.add_decayed_weights(0.1),
+    "clip_by_global_norm": lambda: optax.clip_by_global_norm(0.1),
+    "adaptive_grad_clip": lambda: optax.adaptive_grad_clip(0.1),
+    "keep_params_nonnegative": lambda: optax.keep_params_nonnegative(),
+    "snapshot": lambda: optax.snapshot("norm", optax.tree.norm),
+    "monitor": lambda: optax.monitor({"norm": optax.tree.norm}),
+    "clip": lambda: optax.clip(0.1),
+    "schedule_free": lambda: optax.contrib.schedule_free(optax.sgd(0.1), 0.1),
+    "mechanize": lambda: optax.contrib.mechanize(optax.sgd(0.1)),
+    "split_real_and_imaginary": lambda: optax.contrib.split_real_and_imaginary(
+        optax.trace(0.9)
+    ),
+    "reduce_on_plateau": lambda: optax.chain(
+        optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=0)
+    ),
+    "polyak_sgd": lambda: optax.polyak_sgd(),
+}
+
+
+@pytest.mark.parametrize("name", AFTER)
+def test_after_the_aggregator_optax_is_at_home(name):
+    stage = AFTER[name]()
+    batches = [draw(0), draw(1)]
+    extra = {"losses": LOSSES, "value": 3.0}
+    found, state = steps(mt.chain(mt.sum_terms(), stage), batches, **extra)
+    plain = optax.with_extra_args_support(stage)
+    summed = [total(grads) for grads in batches]
+    expected, expected_state = steps(plain, summed, **extra)
+    for one, other in zip(found, expected, strict=True):
+        assert_param_shapes(one, PARAMS)
+        assert_close(one, other, rtol=1e-4)
+    assert_same_signature(state[1], expected_state)
+
+
+# Around a whole optimizer: what fails, how, and what to use instead. For a wrapper that
+# fails loudly the kind of error, for a silent one the shapes that leave it.
+
+FAILS = {
+    "MultiSteps": (
+        lambda: optax.MultiSteps(mtadam(), 2).gradient_transformation(),
+        (ValueError, "term axis is missing"),
+    ),
+    "apply_if_finite": (
+        lambda: optax.apply_if_finite(mtadam(), 2),
+        (TypeError, "cond branches must have equal output types"),
+    ),
+    "conditionally_transform": (
+        lambda: optax.conditionally_transform(mtadam(), lambda step: step >= 0),
+        (TypeError, "cond branches must have equal output types"),
+    ),
+    "conditionally_mask": (
+        lambda: optax.conditionally_mask(mtadam(), lambda step: step >= 0),
+        (TypeError, "cond branches must have equal output types"),
+    ),
+    "flatten": (lambda: optax.flatten(mtadam()), (ValueError, "term axis first")),
+    "masked, by ndim": (
+        lambda: optax.masked(mtadam(), by_ndim),
+        (ValueError, "Expected named tuple"),
+    ),
+    "partition, by ndim": (
+        lambda: optax.partition(
+            {1: mtadam(), 2: mtadam()}, lambda p: jax.tree.map(jnp.ndim, p)
+        ),
+        (ValueError, "Expected named tuple"),
+    ),
+    "mechanize": (
+        lambda: optax.contrib.mechanize(mtadam()),
+        (TypeError, "contracting dimensions"),
+    ),
+    "masked": (
+        lambda: optax.masked(mtadam(), MATRICES),
+        {"b": (K, 2), "w": (3, 2)},
+    ),
+    "selective_transform": (
+        lambda: optax.selective_transform(mtadam(), freeze_mask={"b": 1, "w": 0}),
+        {"b": (K, 2), "w": (3, 2)},
+    ),
+    "partition with set_to_zero": (
+        lambda: optax.partition(
+            {"x": mtadam(), "y": optax.set_to_zero()}, {"b": "y", "w": "x"}
+        ),
+        {"b": (K, 2), "w": (3, 2)},
+    ),
+    "partition with an ordinary optimizer": (
+        lambda: optax.partition(
+            {"x": mtadam(), "y": optax.adam(0.1)}, {"b": "y", "w": "x"}
+        ),
+        {"b": (K, 2), "w": (3, 2)},
+    ),
+    "sam": (
+        lambda: optax.contrib.sam(mtadam(), optax.sgd(0.1)),
+        {"b": (K, 2), "w": (K, 3, 2)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAILS)
+def test_around_a_whole_optimizer_these_fail(name):
+    build, outcome = FAILS[name]
+    tx = build()
+    state = tx.init(PARAMS)
+    if isinstance(outcome, dict):
+        updates, _ = tx.update(draw(), state, PARAMS)
+        assert {key: u.shape for key, u in updates.items()} == outcome
+        # What Optax does without a word, chain refuses.
+        with pytest.raises(ValueError, match="term axis"):
+            mt.chain(tx).update(draw(), (state,), PARAMS)
+    else:
+        kind, words = outcome
+        with pytest.raises(kind, match=words):
+            tx.update(draw(), state, PARAMS)
+
+
+def test_conditions_go_inside_or_after():
+    # K -> K inside conditionally_transform; the rest after the aggregator.
+    def even(step):
+        return step % 2 == 0
+
+    tx = mt.chain(
+        optax.conditionally_transform(mt.balance_by_norm(K), even),
+        mt.sum_terms(),
+        optax.conditionally_mask(optax.sgd(1.0), even),
+    )
+    (first, second), _ = steps(tx, [draw(0), draw(1)])
+    balanced, _ = steps(mt.balance_by_norm(K), [draw(0)])
+    assert_close(first, jax.tree.map(jnp.negative, total(balanced[0])), rtol=1e-6)
+    assert_zero(second)
+
+
+def test_partition_of_trunk_and_heads():
+    labels = {"b": "head", "w": "trunk"}
+    inner = {
+        "trunk": mtadam(weight_decay=0.1),
+        "head": optax.chain(mt.sum_terms(), optax.adam(0.1)),
+    }
+    batches = [draw(0), draw(1)]
+    for tx in (
+        optax.partition(inner, labels),
+        mt.chain(optax.partition(inner, lambda _: labels), optax.identity()),
+    ):
+        found, _ = steps(tx, batches, losses=LOSSES)
+        for key, alone in (("w", inner["trunk"]), ("b", inner["head"])):
+            state = alone.init(PARAMS[key])
+            for grads, updates in zip(batches, found, strict=True):
+                expected, state = alone.update(grads[key], state, PARAMS[key])
+                assert_close(updates[key], expected, rtol=1e-6)
+
+
+def test_frozen_parameters():
+    frozen = {
+        "partition": optax.partition(
+            {"x": mtadam(), "y": optax.chain(mt.sum_terms(), optax.set_to_zero())},
+            {"b": "y", "w": "x"},
+        ),
+        "freeze": mt.chain(mtadam(), optax.freeze({"b": True, "w": False})),
+        "freeze before": mt.chain(optax.freeze({"b": True, "w": False}), mtadam()),
+        "masked": mt.chain(
+            mt.masked(mtadam(), by_ndim, K), optax.freeze({"b": True, "w": False})
+        ),
+    }
+    (expected,), _ = steps(mtadam(), [draw()])
+    for tx in frozen.values():
+        (updates,), _ = steps(tx, [draw()])
+        assert_zero(updates["b"])
+        assert_close(updates["w"], expected["w"], rtol=1e-6)
+
+
+def test_named_chain():
+    stages = (
+        ("balance", mt.balance_by_norm(K)),
+        ("adam", mt.scale_by_max_adam(K)),
+        ("rate", optax.scale_by_learning_rate(0.1)),
+    )
+    batches = [draw(0), draw(1)]
+    found, state = steps(optax.named_chain(*stages), batches, losses=LOSSES)
+    expected, _ = steps(optax.chain(*(stage for _, stage in stages)), batches)
+    assert_identical(found, expected)
+    assert list(state) == ["balance", "adam", "rate"]
+    assert state["balance"].norms["w"].shape == (K,)
+
+
+def test_schedule_free_goes_around():
+    # With one term it is schedule-free Adam, and what follows the terms is not new.
+    tx = optax.contrib.schedule_free(mt.mtadam(0.1, 1, b1=0.0), 0.1, b1=0.9)
+    plain = optax.contrib.schedule_free(optax.adam(0.1, b1=0.0), 0.1, b1=0.9)
+    params = other = PARAMS
+    state, plain_state = tx.init(params), plain.init(params)
+    for seed in range(3):
+        grads = jax.tree.map(lambda g: g[:1], draw(seed))
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        updates, plain_state = plain.update(total(grads), plain_state, other)
+        other = optax.apply_updates(other, updates)
+    assert_close(params, other, rtol=1e-5)
+    evaluated = optax.contrib.schedule_free_eval_params(state, params)
+    assert_close(
+        evaluated, optax.contrib.schedule_free_eval_params(plain_state, other), 1e-5
+    )
+    (updates,), _ = steps(optax.contrib.schedule_free(mtadam(b1=0.0), 0.1), [draw()])
+    assert_param_shapes(updates, PARAMS)
+
+
+def test_lookahead_goes_around():
+    tx = optax.lookahead(mtadam(), sync_period=2, slow_step_size=0.5)
+    params = optax.LookaheadParams.init_synced(PARAMS)
+    state, plain = tx.init(params), mtadam()
+    fast, fast_state = PARAMS, plain.init(PARAMS)
+    for seed in range(2):
+        updates, state = tx.update(draw(seed), state, params)
+        params = optax.apply_updates(params, updates)
+        moved, fast_state = plain.update(draw(seed), fast_state, fast)
+        fast = optax.apply_updates(fast, moved)
+    halfway = jax.tree.map(lambda start, end: (start + end) / 2, PARAMS, fast)
+    assert_close(params.slow, halfway, rtol=1e-5)
+    assert_close(params.fast, halfway, rtol=1e-5)
+
+
+def test_split_real_and_imaginary_goes_around():
+    tx = optax.contrib.split_real_and_imaginary(mtadam())
+    params = {"z": jnp.ones(3, jnp.complex64)}
+    rng = np.random.default_rng(0)
+    real, imaginary = rng.normal(size=(2, K, 3)).astype(np.float32)
+    grads = {"z": jnp.asarray(real + 1j * imaginary)}
+    updates, _ = tx.update(grads, tx.init(params), params)
+    assert updates["z"].dtype == jnp.complex64
+    expected, _ = mtadam().update(jnp.asarray(real), mtadam().init(jnp.ones(3)))
+    assert_close(updates["z"].real, expected, rtol=1e-6)
+
+
+# Before the aggregator.
+
+
+def test_clipping_before_is_joint_in_per_term_alone_and_after_of_the_sum():
+    grads = draw()
+    rows = np.concatenate(
+        [np.asarray(g, np.float64).reshape(K, -1) for g in jax.tree.leaves(grads)], 1
+    )
+    norms = np.linalg.norm(rows, axis=1)
+    bound = 0.5 * norms.min()
+    clip = optax.clip_by_global_norm(bound)
+    factors = {
+        "before": np.full(K, bound / np.sqrt((norms**2).sum())),
+        "per_term": bound / norms,
+        "after": np.full(K, bound / np.linalg.norm(rows.sum(axis=0))),
+    }
+    chains = {
+        "before": mt.chain(clip, mt.sum_terms()),
+        "per_term": mt.chain(mt.per_term(clip, K), mt.sum_terms()),
+        "after": mt.chain(mt.sum_terms(), clip),
+    }
+    for place, tx in chains.items():
+        (updates,), _ = steps(tx, [grads])
+        expected = jax.tree.map(
+            lambda g, f=factors[place]: np.tensordot(f, np.asarray(g, np.float64), 1),
+            grads,
+        )
+        assert_close(updates, expected, rtol=1e-5)
+
+
+def test_weight_decay_before_counts_k_times():
+    decay = optax.add_decayed_weights(0.25)
+    (before,), _ = steps(mt.chain(decay, mt.sum_terms()), [draw()])
+    (after,), _ = steps(mt.chain(mt.sum_terms(), decay), [draw()])
+    summed = total(draw())
+    for updates, times in ((before, K), (after, 1)):
+        expected = jax.tree.map(lambda g, t=times: g + t * 0.25, summed)
+        assert_close(updates, expected, rtol=1e-5)
+
+
+def test_ordinary_stages_before_the_aggregator_need_per_term():
+    # Elementwise stages without a state are the same before; others get one a term.
+    schedule = optax.scale_by_schedule(optax.linear_schedule(1.0, 0.0, 4))
+    batches = [draw(0), draw(1)]
+    before, _ = steps(mt.chain(schedule, mt.sum_terms()), batches)
+    after, _ = steps(mt.chain(mt.sum_terms(), schedule), batches)
+    assert_close(before, after, rtol=1e-6)
+    for stage in (
+        optax.scale_by_adam(),
+        optax.flatten(optax.scale_by_adam()),
+        optax.masked(optax.scale_by_adam(), by_ndim),
+        optax.adaptive_grad_clip(0.1),
+    ):
+        (updates,), _ = steps(mt.adatask(stage, K), [draw()])
+        expected = [
+            stage.update(
+                jax.tree.map(lambda g, i=i: g[i], draw()), stage.init(PARAMS), PARAMS
+            )[0]
+            for i in range(K)
+        ]
+        assert_close(updates, jax.tree.map(lambda *u: sum(u), *expected), rtol=1e-5)
+
+
+def test_measurements_between_the_stages():
+    tx = optax.chain(
+        optax.monitor({"raw": mt.metrics.norms}),
+        mt.balance_by_norm(K),
+        optax.monitor({"balanced": mt.metrics.norms}),
+        mt.sum_terms(),
+    )
+    _, state = steps(tx, [draw()])
+    rows = [np.asarray(g).reshape(K, -1) for g in jax.tree.leaves(draw())]
+    norms = np.linalg.norm(np.concatenate(rows, axis=1), axis=1)
+    np.testing.assert_allclose(optax.tree.get(state, "raw"), norms, rtol=1e-5)
+    balanced = optax.tree.get(state, "balanced")
+    np.testing.assert_allclose(balanced[1], balanced[0], rtol=1e-5)
+    # A snapshot measures the parameters at init, which have no term axis.
+    with pytest.raises(ValueError, match=r"metrics\.norms"):
+        optax.snapshot("raw", mt.metrics.norms).init(PARAMS)
+
+
+def test_a_k_to_k_stage_can_be_kept_to_some_leaves():
+    balance = mt.balance_by_norm(K)
+    alone, _ = steps(mt.chain(balance, mt.sum_terms()), [draw()])
+    for some in (
+        optax.masked(balance, MATRICES),
+        optax.partition({"x": balance, "y": optax.identity()}, {"b": "y", "w": "x"}),
+    ):
+        (updates,), _ = steps(mt.chain(some, mt.sum_terms()), [draw()])
+        assert_close(updates["b"], total(draw())["b"], rtol=1e-6)
+        assert_close(updates["w"], alone[0]["w"], rtol=1e-6)
+    with pytest.raises(ValueError, match="Expected named tuple"):
+        steps(optax.masked(balance, by_ndim), [draw()])
+
+
+# Hyperparameters, schedules, and reading or changing a state.
+
+TRACED = {
+    "mtadam": (
+        mt.mtadam,
+        ("num_terms",),
+        {"learning_rate": 0.1, "num_terms": K, "weight_decay": 0.1, "eps_root": 1e-8},
+    ),
+    "adatask_adam": (mt.adatask_adam, ("num_terms",), {"learning_rate": 0.1}),
+    "metabalance": (
+        mt.metabalance,
+        ("inner", "num_terms", "anchor"),
+        {"inner": optax.sgd(0.1), "relax": 0.3, "decay": 0.8},
+    ),
+    "adaptive_mgda": (
+        mt.adaptive_mgda,
+        ("inner", "num_terms"),
+        {"inner": optax.sgd(0.1), "steps_per_epoch": 2, "scale": 0.5},
+    ),
+    "apply_if_finite": (
+        mt.apply_if_finite,
+        ("inner", "num_terms"),
+        {"inner": mt.adatask(optax.sgd(0.1), K), "max_consecutive_errors": 2},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_hyperparameters_may_be_traced(name):
+    factory, static, options = TRACED[name]
+    options = {**options, "num_terms": K}
+    injected = optax.inject_hyperparams(factory, static_args=static)(**options)
+    batches = [draw(0), draw(1)]
+    found, state = steps(injected, batches, jit=True, losses=LOSSES)
+    expected, _ = steps(factory(**options), batches, jit=True, losses=LOSSES)
+    assert_close(found, expected, rtol=1e-5)
+    assert state.hyperparams.keys() >= {
+        name for name, value in options.items() if isinstance(value, float)
+    }
+
+
+def test_scheduled_hyperparameters_and_changes_by_hand():
+    make = optax.inject_hyperparams(mt.mtadam, static_args=("num_terms",))
+    rate = optax.linear_schedule(0.1, 0.0, 4)
+    batches = [draw(0), draw(1)]
+    found, _ = steps(make(learning_rate=rate, num_terms=K), batches)
+    expected, _ = steps(mt.mtadam(rate, K), batches)
+    assert_close(found, expected, rtol=1e-5)
+
+    # b3 from 0.9 to 0.5 in one step: two optimizers take over from one another.
+    b3 = optax.piecewise_constant_schedule(0.9, {1: 5 / 9})
+    (_, found), _ = steps(make(learning_rate=0.1, num_terms=K, b3=b3), batches)
+    first, second = mtadam(b3=0.9), mtadam(b3=0.5)
+    _, state = first.update(batches[0], first.init(PARAMS), PARAMS)
+    expected, _ = second.update(batches[1], state, PARAMS)
+    assert_close(found, expected, rtol=1e-5)
+
+    tx = make(learning_rate=0.1, num_terms=K)
+    state = tx.init(PARAMS)
+    changed = optax.tree.set(state, learning_rate=jnp.asarray(0.05))
+    whole, _ = tx.update(draw(), state, PARAMS)
+    half, _ = tx.update(draw(), changed, PARAMS)
+    assert_close(half, jax.tree.map(lambda u: u / 2, whole), rtol=1e-5)
+
+
+@pytest.mark.usefixtures("own_errors")
+def test_num_terms_must_not_be_injected():
+    tx = optax.inject_hyperparams(mt.mtadam)(learning_rate=0.1, num_terms=K)
+    with pytest.raises(TypeError, match=r"static_args=\('num_terms',\)"):
+        jax.jit(tx.update)(draw(), tx.init(PARAMS), PARAMS)
+
+
+WRAPPED = {
+    "multi_steps": lambda: mt.multi_steps(mtadam(), K, 2),
+    "apply_if_finite": lambda: mt.apply_if_finite(mtadam(), K, 3),
+    "masked": lambda: mt.masked(mtadam(), by_ndim, K),
+    "chain": lambda: mt.chain(mt.balance_by_norm(K), mt.scale_by_max_adam(K)),
+    "all": lambda: mt.apply_if_finite(
+        mt.multi_steps(
+            mt.masked(mt.chain(mtadam(), optax.clip(1.0)), MATRICES, K), K, 2
+        ),
+        K,
+        3,
+    ),
+    "partition": lambda: optax.partition(
+        {
+            "x": mt.multi_steps(mtadam(), K, 2),
+            "y": mt.adatask(optax.sgd(0.1, 0.9), K),
+        },
+        {"b": "x", "w": "y"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_states_can_be_mapped_read_and_changed(name):
+    tx = WRAPPED[name]()
+    _, state = steps(tx, [draw()], losses=LOSSES)
+    paths = [path for path, _ in named_leaves(PARAMS)]
+    mapped = optax.tree.map_params(
+        tx, lambda x: x + 1, state, transform_non_params=lambda x: x
+    )
+    seen = 0
+    for (path, old), new in zip(
+        named_leaves(state), jax.tree.leaves(mapped), strict=True
+    ):
+        # balance_by_norm keeps K numbers for each parameter, which count as its own.
+        like_params = any(path.endswith(p) for p in paths)
+        seen += like_params
+        assert_identical(new, old + 1 if like_params else old)
+    assert seen
+    nu = optax.tree.get_all_with_path(state, "nu")
+    assert nu
+    zeros = optax.tree.set(state, nu=jax.tree.map(jnp.zeros_like, nu[0][1]))
+    assert_zero(optax.tree.get_all_with_path(zeros, "nu")[0][1])
+    assert_same_signature(zeros, state)
+
+
+def test_average_of_the_parameters_in_a_scan():
+    tx = mt.multi_steps(mtadam(), K, 2)
+    rng = np.random.default_rng(0)
+    batches = jax.tree.map(
+        lambda p: jnp.asarray(rng.normal(size=(6, K, *p.shape)), jnp.float32), PARAMS
+    )
+
+    def step(carry, grads):
+        params, average, state = carry
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        average = optax.incremental_update(params, average, 0.1)
+        return (params, average, state), params
+
+    (_, average, _), history = jax.lax.scan(
+        step, (PARAMS, PARAMS, tx.init(PARAMS)), batches
+    )
+    expected = np.ones((3, 2))
+    for params in np.asarray(history["w"], np.float64):
+        expected = 0.9 * expected + 0.1 * params
+    assert_close(average["w"], expected, rtol=1e-5)
+
+
+# Optax's own aggregators along axis 0.
+
+
+def test_process_takes_our_stages():
+    batches = [draw(0), draw(1)]
+    stages = (mt.reweight(mt.softadapt(), K), mt.sum_terms(), optax.adam(0.1))
+    found, _ = steps(aggregating.process(*stages), batches, losses=LOSSES)
+    expected, _ = steps(optax.chain(*stages), batches, losses=LOSSES)
+    assert_close(found, expected, rtol=1e-6)
+    bare = aggregating.process(*stages[:2], optax.trace(0.9))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'losses'"):
+        steps(bare, batches, losses=LOSSES)
+
+
+def test_process_waits_for_a_weighting_that_is_not_ready():
+    aggregator = mt.weighted(mt.inexact_mgda(1e6), optax.identity(), K)
+    tx = aggregating.process(optax.identity(), aggregator, optax.adam(0.1))
+    (updates,), (_, _, adam) = steps(tx, [draw()])
+    assert_zero(updates)
+    assert int(optax.tree.get(adam, "count")) == 0
+
+
+def test_sam_stands_after_the_aggregator_without_extra_arguments():
+    sam = optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.05))
+    batches = [draw(0), draw(1)]
+    found, _ = steps(mt.chain(mt.sum_terms(), sam), batches)
+    expected, _ = steps(sam, [total(grads) for grads in batches])
+    assert_close(found, expected, rtol=1e-6)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'losses'"):
+        steps(mt.chain(mt.sum_terms(), sam), batches, losses=LOSSES)
+
+
+def test_optax_aggregators_stand_in_a_chain():
+    mean = aggregating.average_per_element_updates()
+    (updates,), _ = steps(mt.chain(mean, optax.sgd(1.0)), [draw()])
+    assert_close(updates, jax.tree.map(lambda t: -t / K, total(draw())), rtol=1e-6)
+    # It declares to take extra arguments and takes none.
+    with pytest.raises(TypeError, match="unexpected keyword argument 'losses'"):
+        steps(mt.chain(mean), [draw()], losses=LOSSES)
+
+    rows = [np.asarray(g).reshape(K, -1) for g in jax.tree.leaves(draw())]
+    norms = np.linalg.norm(np.concatenate(rows, axis=1), axis=1)
+    bound = norms.mean()  # clips one of the two
+    private = optax.contrib.differentially_private_aggregate(bound, 0.0, 0)
+    (updates,), _ = steps(mt.chain(private), [draw()])
+    clipped = jax.tree.map(
+        lambda g: np.tensordot(np.minimum(1, bound / norms), np.asarray(g), 1) / K,
+        draw(),
+    )
+    assert_close(updates, clipped, rtol=1e-5)
+
+    # Accumulating before the aggregator changes its state's shape: refused.
+    early = mt.chain(aggregating.accumulate_avg_updates(2), mt.sum_terms())
+    with pytest.raises(ValueError, match="initialised for updates without the term"):
+        steps(early, [draw()])
+
+
+# Our wrappers around one another.
+
+
+def test_a_bad_microbatch_is_left_out_of_the_mean():
+    batches = [draw(0), draw(1)]
+    batches[0]["w"] = batches[0]["w"].at[1].set(jnp.nan)
+    inner = mt.adatask(optax.sgd(1.0), K)
+    outside = mt.apply_if_finite(mt.multi_steps(inner, K, 2), K, 3)
+    (first, second), _ = steps(outside, batches)
+    assert_zero(first)
+    expected = jax.tree.map(
+        lambda x, y: -((x[0] + y[0]) / 2 + y[1]), batches[0], batches[1]
+    )
+    assert_close(second, expected, rtol=1e-5)
+    # The other way round the mean over the microbatches is spoilt, and the term lost.
+    inside = mt.multi_steps(mt.apply_if_finite(inner, K, 3), K, 2)
+    (_, second), _ = steps(inside, batches)
+    expected = jax.tree.map(lambda x, y: -(x[0] + y[0]) / 2, batches[0], batches[1])
+    assert_close(second, expected, rtol=1e-5)
+    assert_finite(second)
+
+
+def test_the_pages_examples_run():
+    page = Path(__file__).resolve().parent.parent / "docs" / "composition.md"
+    names = {}
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    for block in blocks:
+        exec(compile(block, "composition.md", "exec"), names)
+    assert "belongs before it" in names["message"]
+    assert int(optax.tree.get(names["state"], "gradient_step")) == 1
