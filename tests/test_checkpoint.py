@@ -1,0 +1,234 @@
+"""A run that is stopped, saved, and continued by another process is the same run."""
+
+import contextlib
+import importlib.util
+import io
+import os
+import pickle
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+
+import multiterm_optax as mt
+from tests._asserts import assert_different, assert_identical, assert_same_signature
+
+ROOT = Path(__file__).resolve().parent.parent
+K, STOP, END = 3, 7, 11
+ADAM = optax.adam(1e-2)
+
+
+def summed(*stages):
+    return optax.chain(*stages, mt.sum_terms(), ADAM)
+
+
+METHODS = {
+    "mtadam": mt.mtadam(1e-2, K),
+    "adatask_adam": mt.adatask_adam(1e-2, K),
+    # Stopped in the second epoch, whose bounds come from the first.
+    "adaptive_mgda": mt.adaptive_mgda(ADAM, K, steps_per_epoch=5),
+    "weighted softadapt": mt.weighted(mt.softadapt(history=3), ADAM, K),
+    "reweight softadapt": summed(mt.reweight(mt.softadapt(history=3), K)),
+    "weighted gradnorm": mt.weighted(mt.gradnorm(), ADAM, K),
+    "reweight gradnorm": summed(mt.reweight(mt.gradnorm(), K, groups="leaf")),
+    "weighted pcgrad": mt.weighted(mt.pcgrad(jax.random.key(3)), ADAM, K),
+    "grad_drop": optax.chain(mt.grad_drop(jax.random.key(4)), ADAM),
+    "per_term sgd": summed(mt.per_term(optax.sgd(1.0, momentum=0.5), K)),
+}
+
+
+def example(name):
+    path = ROOT / "examples" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def start(tx):
+    keys = jax.random.split(jax.random.key(0), 2)
+    params = {
+        "in": jax.random.normal(keys[0], (4, 5)),
+        "out": (jax.random.normal(keys[1], (5, K)), jnp.zeros(K)),
+    }
+    return {"params": params, "state": tx.init(params)}
+
+
+def start_all():
+    return {name: start(tx) for name, tx in METHODS.items()}
+
+
+def losses_fn(params, batch):
+    weight, bias = params["out"]
+    found = jnp.tanh(batch @ params["in"]) @ weight + bias
+    goals = jnp.stack([batch[:, 0], -batch[:, 0], 10 * jnp.sin(batch[:, 1])], axis=1)
+    return jnp.mean((found - goals) ** 2, axis=0)
+
+
+@partial(jax.jit, static_argnames="name")
+def step(training, batch, name):
+    params = training["params"]
+    losses, grads = mt.value_and_term_grads(losses_fn)(params, batch)
+    updates, state = METHODS[name].update(
+        grads, training["state"], params, losses=losses
+    )
+    return {"params": optax.apply_updates(params, updates), "state": state}
+
+
+def advance(training, name, first, last):
+    """Takes the steps after step ``first``, up to step ``last``."""
+    for t in range(first, last):
+        batch = np.random.default_rng(t).normal(size=(16, 4)).astype(np.float32)
+        training = step(training, batch, name)
+    return training
+
+
+def advance_all(training, first, last):
+    return {name: advance(training[name], name, first, last) for name in METHODS}
+
+
+def continue_in_this_process(folder):
+    """What the other process does: it has the folder and this file, nothing else."""
+    checkpoint = example("checkpoint")
+    with ocp.CheckpointManager(folder / "methods") as manager:
+        restored = checkpoint.restore(manager, start_all)
+    ended = advance_all(restored, STOP, END)
+    with contextlib.redirect_stdout(io.StringIO()):
+        digits = checkpoint.train(folder / "digits", epochs=2)
+    leaves = jax.tree.map(np.asarray, [restored, ended, digits])
+    (folder / "ended.pickle").write_bytes(pickle.dumps(leaves))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The run without a break, and what another process made of its first half."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    checkpoint = example("checkpoint")
+    stopped = advance_all(start_all(), 0, STOP)
+    with ocp.CheckpointManager(folder / "methods") as manager:
+        manager.save(STOP, args=ocp.args.StandardSave(stopped))
+    with contextlib.redirect_stdout(io.StringIO()):
+        checkpoint.train(folder / "digits", epochs=1)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.test_checkpoint", str(folder)]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment)
+    ended = advance_all(stopped, STOP, END)
+    with contextlib.redirect_stdout(io.StringIO()):
+        digits = checkpoint.train(folder / "unbroken", epochs=2)
+    assert process.wait(timeout=300) == 0
+    other = pickle.loads((folder / "ended.pickle").read_bytes())
+    return [stopped, ended, digits], other
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_another_process_reads_what_was_saved(runs, name):
+    (stopped, _, _), (restored, _, _) = runs
+    assert_same_signature(restored[name], stopped[name])
+    assert_identical(restored[name], stopped[name])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_another_process_goes_on_as_without_the_break(runs, name):
+    (stopped, ended, _), (_, continued, _) = runs
+    assert_identical(continued[name], ended[name])
+    assert_different(continued[name]["params"], stopped[name]["params"])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_state_is_needed_to_go_on(runs, name):
+    (stopped, ended, _), _ = runs
+    params = stopped[name]["params"]
+    forgetful = {"params": params, "state": METHODS[name].init(params)}
+    forgetful = advance(forgetful, name, STOP, END)
+    assert_different(forgetful["params"], ended[name]["params"])
+
+
+def test_example_goes_on_in_another_process(runs):
+    (_, _, unbroken), (_, _, continued) = runs
+    assert_identical(continued, unbroken)
+
+
+# --- the page ----------------------------------------------------------------------
+
+
+def page_block(word):
+    """The only Python block of the page that has the word."""
+    page = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    (block,) = [block for block in blocks if word in block]
+    return compile(block, "checkpoints.md", "exec")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).uniform(0, 16, (12, 64)).astype(np.float32)
+
+
+def test_linen_state_goes_on(tmp_path, images):
+    linen = example("flax_linen")
+    tx = mt.weighted(mt.softadapt(history=2), ADAM, K)
+    names = {"net": linen.Net(), "images": images, "tx": tx, "jax": jax, "ocp": ocp}
+    params = linen.Net().init(jax.random.key(1), images)
+    state = linen.TrainState.create(apply_fn=None, params=params, tx=tx)
+    state = state.replace(step=3, opt_state=jax.tree.map(jnp.cos, state.opt_state))
+    with ocp.CheckpointManager(tmp_path) as manager:
+        names |= {"manager": manager, "state": state, "TrainState": linen.TrainState}
+        exec(page_block("TrainState"), names)
+    restored = names["state"]
+    assert restored is not state
+    assert restored.tx is tx
+    assert_identical(
+        (restored.step, restored.params, restored.opt_state),
+        (state.step, state.params, state.opt_state),
+    )
+
+
+def test_nnx_model_and_optimizer_go_on(tmp_path, images):
+    example_nnx, labels = example("flax_nnx"), np.arange(12) % 10
+    tx = mt.weighted(mt.softadapt(history=2), ADAM, K)
+    model = example_nnx.Net(nnx.Rngs(1))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    example_nnx.train_step(model, optimizer, images, labels)
+    names = {"Net": example_nnx.Net, "tx": tx, "nnx": nnx, "ocp": ocp}
+    with ocp.CheckpointManager(tmp_path) as manager:
+        names |= {"manager": manager, "model": model, "optimizer": optimizer}
+        exec(page_block("nnx.Optimizer"), names)
+    assert names["model"] is not model
+    for pair in ((model, optimizer), (names["model"], names["optimizer"])):
+        example_nnx.train_step(*pair, images, labels)  # draws dropout's next mask
+    for new, old in ((names["model"], model), (names["optimizer"], optimizer)):
+        new, old = (nnx.state(x, nnx.Not(nnx.RngKey)) for x in (new, old))
+        assert_identical(nnx.to_pure_dict(new), nnx.to_pure_dict(old))
+
+
+def norms(num_terms):
+    """A state of one leaf, so that a refusal leaves no other leaf half read."""
+    return {"state": mt.balance_by_norm(num_terms).init(jnp.zeros(2))}
+
+
+def test_a_target_that_does_not_fit_is_refused(tmp_path):
+    restore = example("checkpoint").restore
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(1, args=ocp.args.StandardSave(norms(K)))
+        manager.wait_until_finished()
+        with pytest.raises(ValueError, match="not compatible with the stored shape"):
+            restore(manager, partial(norms, 2))
+        with pytest.raises(ValueError, match="structure"):
+            restore(manager, partial(start, ADAM))
+        # No target: the named tuple is gone, which the page warns of.
+        restored = manager.restore(1, args=ocp.args.StandardRestore())
+    assert isinstance(restored["state"], dict)
+    assert isinstance(norms(K)["state"], tuple)
+
+
+if __name__ == "__main__":
+    continue_in_this_process(Path(sys.argv[1]))
