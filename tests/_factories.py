@@ -52,7 +52,7 @@ ARGUMENTS = {
     # Optax's Adam divides by zero in float16 with its default eps, which rounds to 0.
     "inner": lambda: optax.adam(0.1, eps=1e-3),
     "transforms.inner": lambda: optax.scale_by_adam(eps=1e-3),
-    # These wrappers stand around a whole optimizer, ``weighted`` around an ordinary one.
+    # These stand around a whole optimizer, ``weighted`` around an ordinary one.
     "multi_steps.inner": _whole,
     "apply_if_finite.inner": _whole,
     "masked.inner": _whole,

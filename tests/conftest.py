@@ -14,8 +14,9 @@ import jaxtyping
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Two devices, so that sharded parameters can be tried; arrays stay on the first.
-jax.config.update("jax_num_cpu_devices", 2)
+# Eight devices, to lay arrays over; those of no sharding stay on the first. More
+# devices than cores cost threads that sleep, and the other tests no time.
+jax.config.update("jax_num_cpu_devices", 8)
 
 settings.register_profile(
     "default",

@@ -110,7 +110,7 @@ def scale_by_max_adam(
         def zeros(param: Any, dtype: Any, per_term: bool) -> jax.Array:
             if per_term:
                 return _terms.zeros_per_term(param, num_terms, dtype)
-            return jnp.zeros_like(param, dtype=dtype)
+            return _terms.zeros_like(param, dtype)
 
         def wide(param: Any, per_term: bool) -> jax.Array:
             return zeros(param, _terms.accumulator_dtype(param), per_term)

@@ -125,17 +125,16 @@ def _scale_by_ladatask(
             return average(nu, _terms.sum_terms(wide * wide))
         return average(nu, jnp.square(_terms.sum_terms(wide)))
 
-    def shares_of(contributions: Norms, whole: jax.Array) -> Norms:
-        largest = jnp.max(contributions)
-        largest = jnp.where(largest > 0, largest, 1)
-        relative = whole / largest
-        return contributions / largest / jnp.where(relative > 0, relative, 1)
+    def roots_of_shares(contributions: Norms, whole: jax.Array) -> Norms:
+        # Roots first: the ratio of two squares leaves float32 long before that of two
+        # norms does, and a share that is lost makes a step of g / eps.
+        return jnp.sqrt(contributions) / jnp.sqrt(jnp.where(whole > 0, whole, 1))
 
     def step(update: TermLeaf, nu: Leaf, shares: Norms) -> Leaf:
         wide = update.astype(nu.dtype)
         over = shares.astype(nu.dtype).reshape(-1, *(1,) * nu.ndim)
-        own = over * nu
-        root = jnp.sqrt(own + eps) if eps_in_sqrt else jnp.sqrt(own) + eps
+        own = over * jnp.sqrt(nu)
+        root = jnp.sqrt(own * own + eps) if eps_in_sqrt else own + eps
         # Nothing accumulated and eps = 0: no gradient, no step.
         moved = jnp.where(root == 0, 0, wide / jnp.where(root == 0, 1, root))
         return _terms.sum_terms(moved).astype(update.dtype)
@@ -153,7 +152,7 @@ def _scale_by_ladatask(
             contributions=nothing((num_terms,)),
             whole=nothing(()),
             nu=jax.tree.map(
-                lambda p: jnp.zeros_like(p, dtype=_terms.accumulator_dtype(p)), params
+                lambda p: _terms.zeros_like(p, _terms.accumulator_dtype(p)), params
             ),
         )
 
@@ -186,7 +185,7 @@ def _scale_by_ladatask(
             contributions = _terms.keep_absent(
                 present, average(contributions, squared), contributions
             )
-            shares = shares_of(contributions, whole)
+            shares = roots_of_shares(contributions, whole)
             steps = [
                 step(leaf, moment, shares)
                 for leaf, moment in zip(leaves, moments, strict=True)

@@ -23,7 +23,7 @@ def step_or_hold(
     _checks.state_keeps_shapes(state, new_state, f"{name}: a stage of inner")
 
     def hold(held: Any) -> tuple[Any, Any]:
-        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), held
+        return jax.tree.map(jnp.zeros_like, shapes), held  # with their shardings
 
     return jax.lax.cond(take, step, hold, state)
 

@@ -111,7 +111,7 @@ def weighted(
             shapes, _ = jax.eval_shape(step, state.inner)
 
             def skip(inner_state: optax.OptState) -> tuple[Any, optax.OptState]:
-                still = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+                still = jax.tree.map(jnp.zeros_like, shapes)  # and their shardings
                 return still, inner_state
 
             stepped, inner_state = jax.lax.cond(ready, step, skip, state.inner)
