@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from multiterm_optax import adatask_adam, mtadam, value_and_term_grads
+from multiterm_optax import adatask_adam, mgda, mtadam, reweight, value_and_term_grads
 from tests._asserts import CountedTraces, assert_single_trace
 
 LAYERS, WIDTH = 3, 256
@@ -55,8 +55,9 @@ def test_mtadam_keeps_one_first_moment_and_k_second_moments(num_terms):
     params = shapes()
     state = jax.eval_shape(mtadam(1e-3, num_terms).init, params)
     leaves = len(jax.tree.leaves(params))
-    # K + 1 copies, K norms a leaf, the count.
-    assert size(state) == (num_terms + 1) * size(params) + num_terms * leaves + 1
+    # K + 1 copies, K norms a leaf, a count of steps for all and one for each term.
+    copies, norms, counts = num_terms + 1, num_terms * leaves, num_terms + 1
+    assert size(state) == copies * size(params) + norms + counts
 
 
 @pytest.mark.parametrize("num_terms", TERMS)
@@ -78,9 +79,26 @@ def test_adatask_adam_copies_nothing(num_terms):
     tx = adatask_adam(1e-3, num_terms)
     params = shapes()
     state = jax.eval_shape(tx.init, params)
-    assert size(state) == 2 * num_terms * size(params) + 1
+    assert size(state) == 2 * num_terms * size(params) + num_terms + 1
     program = compiled(tx, num_terms)
     assert copies(program.memory_analysis().temp_size_in_bytes) <= 1e-3
+
+
+@pytest.mark.parametrize("num_terms", [4, 11, 64])
+def test_the_gramian_copies_pieces_only(num_terms):
+    params = shapes()
+    tx = reweight(mgda(), num_terms)
+    state = jax.eval_shape(tx.init, params)
+    grads = jax.tree.map(
+        lambda p: jax.ShapeDtypeStruct((num_terms, *p.shape), p.dtype), params
+    )
+
+    def weights(grads, state):
+        return tx.update(grads, state)[1]
+
+    program = jax.jit(weights).lower(grads, state).compile()
+    temporaries = copies(program.memory_analysis().temp_size_in_bytes)
+    assert temporaries <= 0.1 * num_terms
 
 
 @pytest.mark.parametrize("optimizer", [mtadam, adatask_adam])

@@ -135,7 +135,8 @@ def test_state_is_k_copies():
     assert sum(x.size for x in jax.tree.leaves(state.mean)) == 4 * 22
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.mean))
     rest = jax.tree.leaves(state._replace(mean=None))
-    assert sum(x.size for x in rest) == 3 * 4 + 4  # weights, eps, spread; counters
+    # Weights, eps, spread, the terms' counts; counters and flags.
+    assert sum(x.size for x in rest) == 4 * 4 + 4
 
 
 def test_hyperparameters_may_be_injected(x64):

@@ -57,12 +57,12 @@ def test_agrees_with_equations_8_and_9(
     assert deviation < 1e-9
 
 
-def test_state_is_one_buffer_and_k_numbers_a_group():
+def test_state_is_one_buffer_and_k_plus_one_numbers_a_group():
     params = {"a": jnp.zeros((5, 3)), "b": jnp.zeros(7, jnp.bfloat16)}
     for groups, count in [("leaf", 2), ("global", 1), ({"a": 0, "b": 0}, 1)]:
         state = ladatask_rmsprop(0.1, 4, groups=groups).init(params)
         sizes = jax.tree.leaves(jax.tree.map(lambda x: x.size, state))
-        assert sum(sizes) == 22 + 4 * count
+        assert sum(sizes) == 22 + (4 + 1) * count
         assert {x.dtype for x in jax.tree.leaves(state)} == {jnp.dtype("float32")}
 
 

@@ -126,19 +126,19 @@ def test_head_learns_by_default_and_not_with_a_fixed_anchor(x64):
     assert moved[0] == 0
 
 
-def test_state_is_k_plus_one_copies_and_k_numbers_a_group():
+def test_state_is_k_plus_one_copies_k_numbers_a_group_and_the_counts():
     params = {"a": jnp.zeros((5, 3)), "b": jnp.zeros(7)}
     size = 22
     for terms in (1, 4):
         state = mtadam(0.1, terms).init(params)
         count = sum(leaf.size for leaf in jax.tree.leaves(state))
-        assert count == (terms + 1) * size + terms * 2 + 1
+        assert count == (terms + 1) * size + terms * 2 + terms + 1
         ints = [
             x
             for _, x in named_leaves(state)
             if not jnp.issubdtype(x.dtype, jnp.floating)
         ]
-        assert [x.shape for x in ints] == [()]
+        assert [x.shape for x in ints] == [(), (terms,)]
 
 
 def test_k_equal_terms_step_k_times_as_far(x64):
