@@ -24,9 +24,6 @@ WAYS = (None, "leaf", "stack", "forward")
 # Beyond this many terms an unrolled program takes long to compile.
 _MAX_UNROLLED = 16
 
-# Up to this many terms the pairs of gradients are few enough to write out.
-_MAX_PAIRED = 8
-
 
 def gramian_of(
     linear: Callable[..., Any],
@@ -51,16 +48,13 @@ def gramian_of(
         for one_loss in split_outputs(linear, primals, num_terms):
             one = jnp.ones_like(jax.eval_shape(one_loss, *primals))
             rows.append(jax.linear_transpose(one_loss, *primals)(one))
-        if num_terms <= _MAX_PAIRED:
-            # Apart as they are, the gradients of a pair need not be stacked first.
-            parts = list(zip(*map(jax.tree.leaves, rows), strict=True))
-            if shared is not None:
-                parts = list(itertools.compress(parts, shared))
-            return _terms.gramian_of_rows(*parts, num_terms=num_terms)
-        grads = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
-    else:
-        pullback = jax.linear_transpose(linear, *primals)
-        grads = jax.vmap(pullback)(cotangents(losses, jnp.eye(num_terms)))
+        # Apart as they are, they need not be stacked first.
+        parts = list(zip(*map(jax.tree.leaves, rows), strict=True))
+        if shared is not None:
+            parts = list(itertools.compress(parts, shared))
+        return _terms.gramian_of_rows(*parts, num_terms=num_terms)
+    pullback = jax.linear_transpose(linear, *primals)
+    grads = jax.vmap(pullback)(cotangents(losses, jnp.eye(num_terms)))
     leaves = jax.tree.leaves(grads)
     if shared is not None:
         leaves = list(itertools.compress(leaves, shared))

@@ -1,0 +1,84 @@
+"""The gramian against float64, in every form it takes, and what it copies."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from multiterm_optax import _terms, metrics
+
+SHAPES = [(70_001,), (300, 300), (2, 3, 128, 128), (65_536,), (9, 7)]
+TERMS = [2, 5, 10, 24]
+
+# Of the product of the two lengths, in float32.
+PROMISED = 2e-6
+
+
+@pytest.fixture(params=["one device", "eight devices"])
+def devices(request, monkeypatch):
+    """The library slices leaves only where nothing can be sharded."""
+    if request.param == "one device":
+        monkeypatch.setattr(jax, "device_count", lambda: 1)
+    return request.param
+
+
+def gradients(terms, shape, dtype=np.float32):
+    rng = np.random.default_rng(terms)
+    rows = rng.normal(size=(terms, *shape)) + rng.normal(size=shape)
+    rows *= 10.0 ** rng.uniform(-3, 3, terms).reshape(-1, *(1,) * len(shape))
+    return jnp.asarray(rows, dtype)
+
+
+def assert_gramian(found, rows, tolerance):
+    flat = np.asarray(rows, np.float64).reshape(len(rows), -1)
+    expected = flat @ flat.T
+    lengths = np.sqrt(np.diag(expected))
+    apart = np.abs(np.asarray(found, np.float64) - expected)
+    assert (apart / lengths / lengths[:, None]).max() < tolerance
+
+
+@pytest.mark.parametrize("terms", TERMS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_digits_of_a_leaf(devices, terms, shape):
+    rows = gradients(terms, shape)
+    assert_gramian(jax.jit(metrics.gramian)(rows), rows, PROMISED)
+
+
+@pytest.mark.parametrize("terms", TERMS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_digits_of_leaves_that_are_not_stacked(devices, terms, shape):
+    rows = gradients(terms, shape)
+    find = jax.jit(lambda *rows: _terms.gramian_of_rows(rows, num_terms=terms))
+    assert_gramian(find(*rows), rows, PROMISED)
+
+
+@pytest.mark.parametrize("terms", [3, 6, 12])
+def test_half_precision_is_accumulated_wide(devices, terms):
+    rows = gradients(terms, (300, 300), jnp.bfloat16)
+    found = metrics.gramian(rows)
+    assert found.dtype == jnp.float32
+    assert_gramian(found, rows, PROMISED)
+
+
+def test_double_precision(devices, x64):
+    rows = gradients(6, (70_001,), np.float64)
+    assert_gramian(metrics.gramian(rows), rows, 1e-14)
+
+
+@pytest.mark.parametrize("terms", [2, 10, 24])
+@pytest.mark.parametrize("shape", [(1200, 1200), (1_440_007,), (3, 3, 400, 400)])
+def test_no_copy_on_one_device(monkeypatch, terms, shape):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    shapes = jax.ShapeDtypeStruct((terms, *shape), jnp.float32)
+    compiled = jax.jit(metrics.gramian).lower(shapes).compile()
+    copied = compiled.memory_analysis().temp_size_in_bytes
+    assert copied <= 0.1 * 4 * terms * np.prod(shape)
+
+
+@pytest.mark.parametrize("terms", [6, 16])
+def test_no_copy_of_leaves_that_are_not_stacked(monkeypatch, terms):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    shapes = [jax.ShapeDtypeStruct((1200, 1200), jnp.float32)] * terms
+    find = jax.jit(lambda *rows: _terms.gramian_of_rows(rows, num_terms=terms))
+    copied = find.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+    assert copied <= 0.1 * 4 * terms * 1200 * 1200
