@@ -1,0 +1,391 @@
+"""The battery that Optax holds its contributed optimizers to, with K terms.
+
+A method here is a whole way from per-term gradients to a step: every exported
+optimizer, every weighting in front of Adam, every aggregator with Adam behind it. All
+are found, so that a new one is covered without a change here; only one that needs
+another learning rate asks for a line, in ``RATES``.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from multiterm_optax import multi_steps, value_and_term_grads, weighted
+from tests import _factories
+from tests._asserts import (
+    CountedTraces,
+    assert_close,
+    assert_finite,
+    assert_param_shapes,
+    assert_same_signature,
+    assert_single_trace,
+)
+from tests.references.min_norm import min_norm_point
+from tests.weightings import test_contract as weightings
+
+STEPS = 3000
+
+# Most of the time would go into making tiny programs fast.
+COMPILER_OPTIONS = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+
+# Peak learning rates other than 0.1: the steps of these shrink by themselves.
+RATES = {"adatask_adagrad": 1.0, "lbtw": 1.0}
+
+# They stop wherever no direction helps all terms, the floor of Rosenbrock's valley
+# included, and promise no more.
+PARETO = {"mgda", "inexact_mgda", "adaptive_mgda"}
+
+# How near to the minimum a method comes, where that is not 1e-3. LBTW's weights, and so
+# its steps, vanish with the losses. Inexact MGDA stops at directions shorter than its
+# eps, here 1e-3, and the flattest bowl has the slope 0.2.
+NEARNESS = {"lbtw": 3e-2, "inexact_mgda": 5e-3}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named way from K gradients to a step.
+
+    ``make(learning_rate, num_terms, **hyperparameters)`` builds it, the rate a number
+    or a schedule; ``defaults`` are its hyperparameters that are numbers.
+    """
+
+    name: str
+    make: Callable
+    defaults: dict[str, float]
+
+    def schedule(self):
+        return optax.cosine_decay_schedule(RATES.get(self.name, 0.1), STEPS)
+
+
+def _floats(function):
+    """The arguments that are floats by default."""
+    parameters = inspect.signature(function).parameters
+    return {n: p.default for n, p in parameters.items() if type(p.default) is float}
+
+
+def _from_optimizer(factory):
+    def make(learning_rate, num_terms, **hyperparameters):
+        return factory.build(
+            learning_rate=learning_rate,
+            inner=optax.adam(learning_rate),
+            num_terms=num_terms,
+            **hyperparameters,
+        )
+
+    return Method(factory.name, make, _floats(factory.function))
+
+
+def _from_aggregator(factory):
+    def make(learning_rate, num_terms, **hyperparameters):
+        aggregator = factory.build(num_terms=num_terms, **hyperparameters)
+        if factory.name.startswith("scale_by_"):
+            return optax.chain(aggregator, optax.scale_by_learning_rate(learning_rate))
+        return optax.chain(aggregator, optax.adam(learning_rate))
+
+    return Method(factory.name, make, _floats(factory.function))
+
+
+def _from_weighting(name):
+    def make(learning_rate, num_terms, **hyperparameters):
+        weighting = weightings.build(name, num_terms, **hyperparameters)
+        return weighted(weighting, optax.adam(learning_rate), num_terms)
+
+    return Method(name, make, _floats(weightings.FACTORIES[name]))
+
+
+def _methods():
+    for factory in _factories.factories():
+        if factory.stage == "optimizers":
+            yield _from_optimizer(factory)
+        elif factory.stage == "aggregators":
+            yield _from_aggregator(factory)
+    yield from map(_from_weighting, sorted(weightings.FACTORIES))
+
+
+METHODS = {method.name: method for method in _methods()}
+each_method = pytest.mark.parametrize("name", METHODS)
+
+
+def test_every_method_is_found():
+    assert METHODS.keys() >= {
+        "mtadam",
+        "adatask",
+        "adatask_adam",
+        "adatask_rmsprop",
+        "adatask_adagrad",
+        "ladatask_rmsprop",
+        "metabalance",
+        "adaptive_mgda",
+        "grad_drop",
+        "mgda",
+        "cagrad",
+        "pcgrad",
+        "softadapt",
+        "gradnorm",
+    }
+
+
+# Convergence. All targets live on one tree, so that a method is compiled once for all
+# of them: a target has weight in the losses or it has not, and what it does not touch
+# has zero gradients.
+
+START = {"scalar": 0.5, "vector": [0.0, 1.0], "matrix": np.zeros((2, 2))}
+MINIMUM = {"scalar": -1.0, "vector": [1.0, 1.0], "matrix": [[3.0, -2.0], [1.0, 4.0]]}
+TARGETS = {  # coefficients of the losses of LEAVES
+    "parabola": (1.0, 0.0, 0.0, 0.0),
+    "rosenbrock": (0.0, 1.0, 0.0, 0.0),
+    "matrix": (0.0, 0.0, 1.0, 0.0),
+    "mixed": (1.0, 0.0, 1.0, 1.0),
+}
+TOUCHED = ("vector", "vector", "matrix", "scalar")
+
+
+def bowls(leaf, at):
+    """Three paraboloids around one minimum, of different sizes and shapes."""
+    away = (leaf - jnp.asarray(at)).ravel()
+    slopes = 1 + np.arange(3 * away.size).reshape(3, -1) % 3
+    return jnp.asarray([1.0, 10.0, 0.1]) * (slopes @ away**2)
+
+
+def rosenbrock(xy):
+    """Its two squares and the distance from the minimum that they share."""
+    x, y = xy
+    return jnp.stack([(1 - x) ** 2, 100 * (y - x**2) ** 2, (x - 1) ** 2 + (y - 1) ** 2])
+
+
+def three_losses(params, target):
+    return (
+        target[0] * bowls(params["vector"], MINIMUM["vector"])
+        + target[1] * rosenbrock(params["vector"])
+        + target[2] * bowls(params["matrix"], MINIMUM["matrix"])
+        + target[3] * bowls(params["scalar"], MINIMUM["scalar"])
+    )
+
+
+def losses_fn(terms, params, target):
+    losses = three_losses(params, target)
+    return losses if terms == 3 else jnp.sum(losses, keepdims=True)
+
+
+@functools.cache
+def descend(name, terms):
+    """Last parameters for each of the targets, leaves [targets, *p]."""
+    method = METHODS[name]
+    tx = method.make(method.schedule(), terms)
+    value_and_grads = value_and_term_grads(functools.partial(losses_fn, terms))
+
+    def one_target(target):
+        def step(carry, _):
+            params, state = carry
+            losses, grads = value_and_grads(params, target)
+            updates, state = tx.update(grads, state, params, losses=losses)
+            return (optax.apply_updates(params, updates), state), None
+
+        params = jax.tree.map(jnp.asarray, START, is_leaf=lambda x: type(x) is list)
+        carry, _ = jax.lax.scan(step, (params, tx.init(params)), length=STEPS)
+        return carry[0]
+
+    every_target = jax.jit(jax.vmap(one_target), compiler_options=COMPILER_OPTIONS)
+    return every_target(jnp.asarray(list(TARGETS.values())))
+
+
+@each_method
+@pytest.mark.parametrize("terms", [1, 3])
+@pytest.mark.parametrize("target", TARGETS)
+def test_converges(name, terms, target):
+    row = list(TARGETS).index(target)
+    found = jax.tree.map(lambda leaf: np.asarray(leaf[row]), descend(name, terms))
+    touched = {t for t, c in zip(TOUCHED, TARGETS[target], strict=True) if c}
+    for leaf in START:
+        if leaf not in touched:
+            np.testing.assert_array_equal(found[leaf], START[leaf])
+    if name in PARETO and terms == 3 and target == "rosenbrock":
+        assert_pareto_critical(found["vector"])
+        return
+    for leaf in touched:
+        nearness = NEARNESS.get(name, 1e-3)
+        np.testing.assert_allclose(found[leaf], MINIMUM[leaf], rtol=0, atol=nearness)
+
+
+def assert_pareto_critical(xy):
+    """No direction helps all of Rosenbrock's terms; it did at the start."""
+
+    def shortest(at):
+        rows = np.asarray(jax.jacobian(rosenbrock)(jnp.asarray(at)), np.float64)
+        return np.linalg.norm(min_norm_point(rows)[0])
+
+    assert shortest(xy) <= 1e-3 * shortest(START["vector"])
+
+
+# Types. Tracing finds them; nothing is compiled.
+
+LEAVES = ("scalar", "vector", "matrix")
+
+
+def example(dtype, terms):
+    """Parameters, one step's gradients and losses."""
+    rng = np.random.default_rng(0)
+    params = {leaf: jnp.asarray(START[leaf], dtype) for leaf in LEAVES}
+    grads = jax.tree.map(
+        lambda p: jnp.asarray(rng.normal(size=(terms, *p.shape)), dtype), params
+    )
+    return params, grads, jnp.asarray(1 + np.arange(terms), dtype)
+
+
+@each_method
+@pytest.mark.parametrize(
+    ("dtype", "terms"),
+    [("float16", 3), ("bfloat16", 3), ("float32", 3), ("float32", 1), ("float64", 3)],
+)
+def test_types_are_stable_in_cond_and_scan(name, dtype, terms):
+    with jax.enable_x64(dtype == "float64"):
+        method = METHODS[name]
+        tx = method.make(method.schedule(), terms)
+        params, grads, losses = example(dtype, terms)
+        start = jax.eval_shape(tx.init, params)
+
+        def take(state):
+            return tx.update(grads, state, params, losses=losses)
+
+        def maybe(state, go):
+            zeros = jax.tree.map(jnp.zeros_like, params)
+            updates, state = jax.lax.cond(go, take, lambda s: (zeros, s), state)
+            return state, updates
+
+        updates, once = jax.eval_shape(take, start)
+        assert_param_shapes(updates, params)
+        assert_same_signature(once, start)
+        gone = jnp.asarray([True, False])
+        last, _ = jax.eval_shape(lambda s: jax.lax.scan(maybe, s, gone), start)
+        assert_same_signature(last, start)
+
+
+@each_method
+def test_extra_arguments_are_traced_once(name):
+    method = METHODS[name]
+    tx = method.make(method.schedule(), 3)
+    params, grads, losses = example("float32", 3)
+    counted = CountedTraces(tx.update)
+    step = jax.jit(counted)
+    state = jax.eval_shape(tx.init, params)
+    for epoch in range(3):
+        more = {"value": jnp.float32(epoch), "epoch": epoch, "batch": {"x": grads}}
+        _, state = step.eval_shape(grads, state, params, losses=losses, **more)
+    assert_single_trace(counted)
+
+
+# Numbers of a few steps, with two terms: solvers have a closed form or are small there.
+
+FEW = 4
+
+
+def random_steps(terms=2):
+    """Gradients and losses of FEW steps, for ``scan``."""
+    rng = np.random.default_rng(1)
+    params, _, _ = example("float32", terms)
+    grads = {
+        leaf: jnp.asarray(rng.normal(size=(FEW, terms, *value.shape)), jnp.float32)
+        for leaf, value in params.items()
+    }
+    return params, grads, jnp.asarray(np.exp(rng.normal(size=(FEW, terms))))
+
+
+def run(tx, params, *steps):
+    """Updates of every step and the last state."""
+
+    def step(state, data):
+        grads, losses = data
+        updates, state = tx.update(grads, state, params, losses=losses)
+        return state, updates
+
+    scan = jax.jit(
+        lambda s: jax.lax.scan(step, s, steps), compiler_options=COMPILER_OPTIONS
+    )
+    state, updates = scan(tx.init(params))
+    return updates, state
+
+
+@functools.cache
+def plain(name):
+    method = METHODS[name]
+    return run(method.make(rising(), 2), *random_steps())[0]
+
+
+def rising():
+    return optax.linear_schedule(0.1, 0.4, FEW)
+
+
+@each_method
+def test_injected_schedule_and_hyperparameters(name):
+    method = METHODS[name]
+    defaults = method.defaults
+
+    def make(**given):
+        return method.make(num_terms=2, **given)
+
+    # Optax reads the names of the hyperparameters from the signature.
+    make.__signature__ = inspect.Signature(
+        [
+            inspect.Parameter(argument, inspect.Parameter.KEYWORD_ONLY)
+            for argument in ("learning_rate", *defaults)
+        ]
+    )
+    injected = optax.inject_hyperparams(make)(learning_rate=rising(), **defaults)
+    updates, state = run(injected, *random_steps())
+    assert_finite(updates)
+    assert_close(updates, plain(name), rtol=1e-5)
+    assert state.hyperparams.keys() == {"learning_rate", *defaults}
+
+
+@each_method
+def test_accumulated_halves_are_the_step_on_their_mean(name):
+    method = METHODS[name]
+    params, grads, losses = random_steps()
+    noise = jax.tree.map(lambda g: jnp.asarray(np.sin(1e3 * g)), grads)
+    halves = jax.tree.map(
+        lambda g, n: jnp.stack([g + n, g - n], 1).reshape(2 * FEW, *g.shape[1:]),
+        (grads, losses),
+        (noise, 0.5 * losses),
+    )
+    tx = multi_steps(method.make(rising(), 2), 2, every_k_schedule=2)
+    found, _ = run(tx, params, *halves)
+    for leaf, updates in found.items():
+        assert not np.any(updates[0::2]), leaf
+    assert_close(jax.tree.map(lambda u: u[1::2], found), plain(name), rtol=1e-5)
+
+
+def sharded(tree, mesh, lead):
+    """Leaves with the parameters' first axis, after ``lead`` others, over the mesh."""
+
+    def put(leaf):
+        spec = [None] * lead + ["x"] * (leaf.ndim > lead)
+        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    return jax.tree.map(put, tree)
+
+
+@each_method
+def test_explicit_axes_of_a_mesh(name):
+    params, grads, losses = random_steps()
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        params = sharded(params, mesh, 0)
+        # The scan refuses a state whose shardings change.
+        updates, _ = run(
+            METHODS[name].make(rising(), 2), params, sharded(grads, mesh, 2), losses
+        )
+        for leaf, param in params.items():
+            found = jax.typeof(updates[leaf]).sharding.spec
+            assert found == PartitionSpec(None, *jax.typeof(param).sharding.spec)
+    assert_close(updates, plain(name), rtol=1e-5)

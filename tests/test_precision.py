@@ -1,0 +1,405 @@
+"""Half precision, float32 from 1e-18 to 1e18, and where each of them ends.
+
+What docs/precision.md says is asserted here.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import multiterm_optax as mt
+from tests import _factories
+from tests._asserts import (
+    assert_close,
+    assert_finite,
+    assert_identical,
+    assert_zero,
+    named_leaves,
+)
+from tests.weightings import test_contract as weightings
+
+K, STEPS = 3, 3
+SHAPES = {"vector": (4,), "matrix": (2, 3), "scalar": ()}
+HALF = ["bfloat16", "float16"]
+
+# Most of the time would go into making tiny programs fast.
+COMPILER_OPTIONS = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+
+
+# Stages and optimizers around what has no state and no precision of its own.
+def _build(factory):
+    inner = optax.scale(-0.5)
+    return factory.build(inner=inner, num_terms=K)
+
+
+STAGES = {
+    factory.name: functools.partial(_build, factory)
+    for factory in _factories.factories()
+    if factory.stage in ("transforms", "aggregators", "optimizers")
+}
+KEEP_TERMS = {f.name for f in _factories.factories() if f.keeps_terms}
+
+
+def _weighted(name):
+    return mt.weighted(weightings.build(name, K), optax.scale(-0.5), K)
+
+
+WEIGHTINGS = {name: functools.partial(_weighted, name) for name in weightings.FACTORIES}
+MAKE = {**STAGES, **WEIGHTINGS}
+
+
+def unit_grads():
+    """Gradients [STEPS, K, *p] of float64 with all entries between 0.15 and 1.
+
+    The terms conflict in some entries and differ in size by at most 2.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw(shape):
+        sizes = rng.uniform(0.3, 1, size=(STEPS, K, *shape))
+        signs = np.where(rng.random(sizes.shape) < 0.3, -1, 1)
+        return signs * sizes * np.array([1, 0.7, 0.5]).reshape(K, *(1,) * len(shape))
+
+    return {leaf: draw(shape) for leaf, shape in SHAPES.items()}
+
+
+def unit_losses():
+    return np.exp(0.3 * np.random.default_rng(1).normal(size=(STEPS, K)))
+
+
+@functools.cache
+def compiled(name, dtype):
+    """The steps of a transformation as one program: (grads, losses) -> updates, state.
+
+    ``dtype`` is that of the parameters; float64 needs ``jax.enable_x64``.
+    """
+    tx = MAKE[name]()
+
+    def run(*steps):
+        params = {leaf: jnp.zeros(shape, dtype) for leaf, shape in SHAPES.items()}
+
+        def step(state, data):
+            grads, losses = data
+            updates, state = tx.update(grads, state, params, losses=losses)
+            return state, updates
+
+        state, updates = jax.lax.scan(step, tx.init(params), steps)
+        return updates, state
+
+    return jax.jit(run, compiler_options=COMPILER_OPTIONS)
+
+
+def run(name, dtype, grads, losses):
+    """As float64 NumPy arrays: the updates and the state."""
+    with jax.enable_x64(dtype == "float64"):
+        cast = functools.partial(jax.tree.map, lambda x: jnp.asarray(x, dtype))
+        return jax.tree.map(
+            np.asarray, compiled(name, dtype)(cast(grads), cast(losses))
+        )
+
+
+# Half precision.
+
+# Sizes of the gradients: squares overflow float16, or vanish in it.
+SIZES = {"large": 300.0, "small": 1e-3}
+
+# A weighting sees float32 in any case; these stand for the ways to apply one.
+HALF_NAMES = [*STAGES, "mgda", "pcgrad", "softadapt"]
+
+
+def rounded(tree, dtype):
+    """The nearest numbers of ``dtype``, in NumPy."""
+    return jax.tree.map(lambda x: np.asarray(jnp.asarray(x, dtype)), tree)
+
+
+@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("dtype", HALF)
+def test_statistics_are_kept_in_float32(name, dtype):
+    params = {leaf: jnp.zeros(shape, dtype) for leaf, shape in SHAPES.items()}
+    for path, leaf in named_leaves(jax.eval_shape(MAKE[name]().init, params)):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            expected = dtype if ".mu[" in path else jnp.float32
+            assert leaf.dtype == expected, f"{path}: {leaf.dtype}"
+
+
+@pytest.mark.parametrize("name", HALF_NAMES)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", HALF)
+def test_a_step_is_the_step_in_float32_rounded(name, dtype, size):
+    grads = rounded(jax.tree.map(lambda g: SIZES[size] * g, unit_grads()), dtype)
+    losses = rounded(unit_losses(), dtype)
+    narrow, _ = run(name, dtype, grads, losses)
+    wide, _ = run(name, "float32", grads, losses)
+    assert_finite(narrow)
+    # Half a unit in the last place for each of a chain's stages.
+    assert_close(narrow, wide, rtol=2 * float(jnp.finfo(dtype).eps))
+
+
+WITH_MU = {
+    "scale_by_max_adam": lambda dtype: mt.scale_by_max_adam(2, mu_dtype=dtype),
+    "mtadam": lambda dtype: mt.mtadam(0.1, 2, mu_dtype=dtype),
+    "adatask_adam": lambda dtype: mt.adatask_adam(0.1, 2, mu_dtype=dtype),
+}
+
+
+def many_steps(tx, params, grads):
+    """Updates of every step and the last state."""
+
+    def step(state, grad):
+        updates, state = tx.update(grad, state, params)
+        return state, updates
+
+    scan = jax.jit(lambda s: jax.lax.scan(step, s, grads))
+    state, updates = scan(tx.init(params))
+    return updates, state
+
+
+@pytest.mark.parametrize("name", WITH_MU)
+@pytest.mark.parametrize("dtype", HALF)
+def test_mu_dtype_is_that_of_the_first_moment_alone(name, dtype):
+    params = jnp.zeros(5)
+    wide = WITH_MU[name](None).init(params)
+    for given in (dtype, jnp.dtype(dtype)):
+        tx = WITH_MU[name](given)
+        state = tx.init(params)
+        updates, state = jax.eval_shape(tx.update, jnp.ones((2, 5)), state, params)
+        assert updates.dtype == jnp.float32
+        saved = 0
+        for (path, found), (_, before) in zip(
+            named_leaves(state), named_leaves(wide), strict=True
+        ):
+            assert found.dtype == (dtype if path.endswith(".mu") else before.dtype)
+            saved += before.nbytes - found.size * found.dtype.itemsize
+        copies = 2 if name == "adatask_adam" else 1
+        assert saved == copies * 5 * 2
+
+
+@pytest.mark.parametrize("name", WITH_MU)
+def test_mu_dtype_float32_keeps_the_digits_of_half_precision(name):
+    # Of these gradients a first moment in float16 would keep three digits at most.
+    rng = np.random.default_rng(0)
+    grads = jnp.asarray(1e-5 * (1 + rng.uniform(size=(50, 2, 5))), jnp.float16)
+    tx = WITH_MU[name]("float32")
+    narrow, _ = many_steps(tx, jnp.zeros(5, jnp.float16), grads)
+    wide, _ = many_steps(tx, jnp.zeros(5), grads.astype(jnp.float32))
+    assert narrow.dtype == jnp.float16
+    eps = float(jnp.finfo(jnp.float16).eps)
+    # MTAdam's balanced gradients are rounded on their way to the moments, and those
+    # of this size are multiples of 6e-8.
+    rounding = 6e-8 / 1e-5 if name == "mtadam" else 0
+    assert_close(narrow, wide, rtol=2 * eps + rounding)
+
+
+@pytest.mark.parametrize("name", weightings.FACTORIES)
+def test_losses_in_half_precision_are_read_in_float32(name):
+    weighting = weightings.build(name, K)
+    if not weighting.reads_losses:
+        pytest.skip("it reads no losses")
+    losses = jnp.asarray([0.5, 2.0, 3.0], jnp.bfloat16)
+    found = []
+    for values in (losses, losses.astype(jnp.float32)):
+        state = weighting.init(K)
+        for scale in (1, 2):
+            weights, state = weighting.update(
+                jnp.eye(K), state, losses=values / jnp.asarray(scale, values.dtype)
+            )
+        assert weights.dtype == jnp.float32
+        found.append(weights)
+    assert_identical(*found)
+
+
+# Single precision.
+
+CASES = {
+    "all small": (1e-18, 1e-18, 1e-18),
+    "all at 1e-15": (1e-15, 1e-15, 1e-15),
+    "all large": (1e18, 1e18, 1e18),
+    "one small": (1e-18, 1.0, 1.0),
+    "one large": (1e18, 1.0, 1.0),
+    "two small": (1.0, 1e-18, 1e-18),
+    "two large": (1e-18, 1e18, 1e18),
+    "side by side": (1e-18, 1.0, 1e18),
+    "side by side, the first the largest": (1e18, 1e-18, 1.0),
+    "far apart": (1e-3, 1.0, 1e18),
+    "less far apart": (1.0, 1e5, 1e-5),
+}
+
+# Where dot products of opposed signs cancel, what is left of two gradients of 1e-18 may
+# be less than float32's smallest number, 1e-38.
+CANCELLING = {"all small", "two small"}
+
+
+def sized(case):
+    """Gradients and losses of a case."""
+    sizes = np.array(CASES[case])
+
+    def scale(grad):
+        return (grad * sizes.reshape(K, *(1,) * (grad.ndim - 2))).astype(np.float32)
+
+    return jax.tree.map(scale, unit_grads()), np.float32(unit_losses() * sizes)
+
+
+def deviation(found, expected, keeps_terms):
+    """Largest error of a step, relative to the step; by term where terms are kept."""
+    lead = 2 if keeps_terms else 1
+
+    def rows(tree):
+        leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)]
+        return np.concatenate([x.reshape(*x.shape[:lead], -1) for x in leaves], -1)
+
+    one, other = rows(found), rows(expected)
+    gaps = np.max(np.abs(one - other), axis=-1)
+    sizes = np.max(np.abs(other), axis=-1)
+    assert np.all(gaps[sizes == 0] == 0)
+    return float(np.max(gaps[sizes > 0] / sizes[sizes > 0], initial=0.0))
+
+
+def reads_dot_products(name):
+    if name in weightings.FACTORIES:
+        return weightings.build(name, K).reads_gramian
+    return name == "adaptive_mgda"
+
+
+@pytest.mark.parametrize("name", [name for name in MAKE if name != "grad_drop"])
+@pytest.mark.parametrize("case", CASES)
+def test_thirty_six_orders_of_magnitude(name, case):
+    grads, losses = sized(case)
+    found, state = run(name, "float32", grads, losses)
+    expected, _ = run(name, "float64", grads, losses)
+    assert_finite(found)
+    assert_finite(state)
+    digits = 1e-2 if case in CANCELLING and reads_dot_products(name) else 1e-6
+    assert deviation(found, expected, name in KEEP_TERMS) <= digits
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_grad_drop_over_thirty_six_orders_of_magnitude(case):
+    grads, losses = sized(case)
+    found, _ = run("grad_drop", "float32", grads, losses)
+    for leaf, grad in grads.items():
+        wide = np.float64(grad)
+        positive = np.maximum(wide, 0).sum(axis=1)
+        negative = np.minimum(wide, 0).sum(axis=1)
+        drawn = np.where(found[leaf] > 0, positive, negative)
+        np.testing.assert_allclose(found[leaf], drawn, rtol=1e-6)
+
+
+# The opposite of the shorter gradient's part along the longer one must come to the last
+# digit from a weight as small as the ratio of their lengths.
+@pytest.mark.parametrize("ratio", [1.0, 1e3, 1e6, 1e9, 1e18])
+@pytest.mark.parametrize("terms", [2, 3])
+def test_mgda_conflicts_with_no_term_however_long(ratio, terms):
+    rows = np.array([[1, 0, 0], [-0.6 * ratio, 0.8 * ratio, 0], [0, 0, 1]], np.float32)
+    rows = rows[:terms]
+    tx = mt.weighted(mt.mgda(), optax.scale(1.0), terms)
+    found, _ = tx.update(jnp.asarray(rows), tx.init(jnp.zeros(3)))
+    direction, lengths = np.float64(found), np.linalg.norm(np.float64(rows), axis=1)
+    cosines = rows @ direction / lengths / np.linalg.norm(direction)
+    assert cosines.min() >= -1e-6
+
+
+# The ends. A square must lie between float32's smallest normal number and its largest.
+
+LARGEST = float(np.sqrt(np.finfo(np.float32).max))  # 1.8e19
+SMALLEST = float(np.sqrt(np.finfo(np.float32).tiny))  # 1.1e-19
+
+
+@pytest.mark.parametrize("size", [1.01 * SMALLEST, 1.0, 0.99 * LARGEST])
+def test_norms_inside_the_range(size):
+    grads = size * jnp.asarray([[1.0, 0.0], [0.0, 1.0]])
+    tx = mt.balance_by_norm(2, weights=[1.0, 0.5])
+    found, state = tx.update(grads, tx.init(jnp.zeros(2)))
+    np.testing.assert_allclose(state.norms, [size, size], rtol=1e-6)
+    np.testing.assert_allclose(found, grads * np.array([[1.0], [0.5]]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [0.99 * SMALLEST, 1.01 * LARGEST])
+def test_norms_outside_the_range_leave_a_term_as_it_is(size):
+    grads = jnp.asarray([[1.0], [size]])
+    tx = mt.balance_by_norm(2)
+    found, state = tx.update(grads, tx.init(jnp.zeros(1)))
+    np.testing.assert_array_equal(state.norms, [1.0, 0.0])
+    np.testing.assert_array_equal(found, grads)
+
+
+@pytest.mark.parametrize("name", ["mgda", "cagrad", "upgrad", "dual_proj"])
+def test_gramians_at_and_beyond_the_end_of_the_range(name):
+    rows = np.array([[1.0, 0.0], [-0.6, 0.8]])
+    tx = mt.reweight(weightings.build(name, 2), 2)
+    state = tx.init(jnp.zeros(2))
+    _, plain = tx.update(jnp.asarray(rows, jnp.float32), state)
+    _, inside = tx.update(jnp.asarray(0.99 * LARGEST * rows, jnp.float32), state)
+    _, outside = tx.update(jnp.asarray(1.01 * LARGEST * rows, jnp.float32), state)
+    assert inside.weighting.converged
+    assert not outside.weighting.converged
+    assert_close(inside.weights, plain.weights, rtol=1e-6)
+
+
+def first_step(tx, size):
+    updates, _ = tx.update(jnp.full((1, 1), size), tx.init(jnp.zeros(1)))
+    return float(updates[0])
+
+
+# With the share at which a square enters.
+ROOTS = {
+    "mtadam": (lambda **eps: mt.mtadam(1.0, 1, **eps), 1e-3),
+    "adatask_adam": (lambda **eps: mt.adatask_adam(1.0, 1, **eps), 1e-3),
+    "adatask_rmsprop": (lambda **eps: mt.adatask_rmsprop(1.0, 1, **eps), 1e-2),
+    "ladatask_rmsprop": (lambda **eps: mt.ladatask_rmsprop(1.0, 1, **eps), 1e-2),
+    "adatask_adagrad": (lambda **eps: mt.adatask_adagrad(1.0, 1, **eps), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", ROOTS)
+def test_second_moments_at_both_ends_of_the_range(name):
+    make, share = ROOTS[name]
+    smallest = SMALLEST / np.sqrt(share)
+    whole = first_step(make(), 1.0)
+    for inside in (1.01 * smallest, 0.99 * LARGEST):
+        assert first_step(make(eps=0.0), inside) == pytest.approx(whole, rel=1e-6)
+    for outside in (0.99 * smallest, 0.0, 1.01 * LARGEST):
+        assert first_step(make(eps=0.0), outside) == 0
+    # With the default eps a gradient of that size takes no step to speak of anyhow.
+    found = first_step(make(), 0.99 * smallest)
+    assert found == pytest.approx(-0.99 * smallest / 1e-8, rel=1e-6)
+
+
+# Optax's own limits, which the inner transformations of a method bring with them.
+
+
+def test_optax_adam_in_float16_needs_a_larger_eps():
+    zero, params = jnp.zeros((1, 2), jnp.float16), jnp.zeros(2, jnp.float16)
+    adam = optax.adam(0.1)
+    updates, _ = adam.update(zero[0], adam.init(params), params)
+    assert np.all(np.isnan(updates))
+    for tx in (mt.mtadam(0.1, 1), mt.adatask_adam(0.1, 1)):
+        updates, _ = tx.update(zero, tx.init(params), params)
+        assert_zero(updates)
+
+
+def test_optax_loses_digits_in_the_bias_correction_of_float32():
+    # Equal gradients make every step of Adam 1 long.
+    grads = jnp.full((40, 1, 1), 0.3)
+    for tx, low, high in (
+        (mt.per_term(optax.scale_by_adam(eps=0.0), 1), 5e-6, 3e-5),
+        (mt.scale_by_max_adam(1, eps=0.0), 0, 1e-6),
+    ):
+        updates, _ = many_steps(tx, jnp.zeros(1), grads)
+        assert low <= float(jnp.max(jnp.abs(updates - 1))) <= high
+
+
+def test_optax_second_moments_in_bfloat16_stand_still():
+    ones = jnp.ones((5000, 1, 1), jnp.bfloat16)
+    params = jnp.zeros(1, jnp.bfloat16)
+    _, state = many_steps(mt.per_term(optax.scale_by_adam(), 1), params, ones)
+    assert state.nu.dtype == jnp.bfloat16
+    assert float(state.nu[0, 0]) == 0.5  # a thousandth of what is missing is no unit
+    _, state = many_steps(mt.scale_by_max_adam(1), params, ones)
+    assert float(state.nu[0, 0]) == pytest.approx(1 - 0.999**5000, rel=1e-4)
