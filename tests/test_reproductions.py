@@ -1,0 +1,48 @@
+"""Reproductions run, as their users run them, and say what the papers say."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ROOT / "examples" / "reproductions"
+SLOW = {"mtadam_mnist", "adatask_synthetic"}  # many networks to compile
+
+
+def run(name, out, *options):
+    command = [sys.executable, SCRIPTS / f"{name}.py", "--out", out, *options]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    found = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, env=env
+    )
+    assert found.returncode == 0, found.stderr
+
+
+def names():
+    return sorted(
+        path.stem for path in SCRIPTS.glob("*.py") if "__main__" in path.read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+        for name in names()
+    ],
+)
+def test_fast_mode(name, tmp_path):
+    run(name, tmp_path, "--fast")
+    saved = {path.name for path in tmp_path.iterdir()}
+    assert saved == {f"{name}-fast{end}" for end in (".md", ".json", ".png")}
+
+
+def test_l1_scaled_to_l2_converges_and_l1_does_not(tmp_path):
+    run("mtadam_l1_l2", tmp_path, "--seeds", "2")
+    ends = json.loads((tmp_path / "mtadam_l1_l2.json").read_text())
+    assert min(ends["L1, 0.01"]) > 1e-4
+    assert max(ends["L1, scaled to L2, 0.01"]) < 1e-6
