@@ -4,7 +4,9 @@ Each check says what was expected and what was found. Values that are traced
 (schedules, ``optax.inject_hyperparams``) cannot be judged and pass.
 """
 
+import inspect
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,6 +16,34 @@ from jax.core import Tracer
 from jax.tree_util import keystr
 
 
+def describe(value: Any) -> str:
+    """What was found, in a few words: a repr may run over pages."""
+    if hasattr(value, "reads_gramian"):
+        return "a Weighting"
+    if hasattr(value, "init") and hasattr(value, "update"):
+        return "an optax.GradientTransformation"
+    if isinstance(value, Tracer | jax.Array | np.ndarray) and value.ndim:
+        return f"an array of shape {value.shape} and dtype {value.dtype}"
+    if not inspect.isfunction(value):
+        text = repr(value)
+        return text if len(text) <= 100 else f"{text[:100]}..."
+    found = f"the function {value.__qualname__}"
+    if "<" in value.__qualname__:
+        return found
+    # The likely slip: a factory that was not called.
+    parameters = inspect.signature(value).parameters.values()
+    required = any(one.default is one.empty for one in parameters)
+    return f"{found} (did you mean {value.__name__}({'...' if required else ''})?)"
+
+
+def static_int(value: Any) -> int | None:
+    """Returns ``value`` as a Python int, or None for what is not one."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except (TypeError, jax.errors.JAXTypeError):
+        return None
+
+
 def num_terms(value: Any, name: str) -> int:
     """Returns ``value`` as a static int of at least 1."""
     if isinstance(value, Tracer):
@@ -21,13 +51,12 @@ def num_terms(value: Any, name: str) -> int:
             f"{name}: num_terms must be a static Python int, found a traced value; "
             "under optax.inject_hyperparams pass static_args=('num_terms',)."
         )
-    try:
-        count = operator.index(value)
-    except TypeError:
+    count = static_int(value)
+    if count is None:
         raise TypeError(
-            f"{name}: num_terms must be a static Python int, found {value!r}."
-        ) from None
-    if isinstance(value, bool) or count < 1:
+            f"{name}: num_terms must be a static Python int, found {describe(value)}."
+        )
+    if count < 1:
         raise ValueError(f"{name}: num_terms must be at least 1, found {value!r}.")
     return count
 
@@ -41,30 +70,31 @@ def in_range(
     high: float = np.inf,
     open_low: bool = False,
     open_high: bool = False,
+    array: bool = False,
 ) -> None:
-    """Refuses a concrete hyperparameter outside an interval; tracers pass."""
-    if isinstance(value, Tracer):
-        return
-    array = _numbers(value, argument, name).astype(np.float64)
-    above = array > low if open_low else array >= low
-    below = array < high if open_high else array <= high
-    if not np.all(above & below):
-        interval = (
-            f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
-        )
-        raise ValueError(f"{name}: {argument} must be in {interval}, found {value!r}.")
+    """Refuses what is no number, or concrete and outside an interval; tracers pass.
 
-
-def _numbers(value: Any, argument: str, name: str) -> np.ndarray:
-    # NumPy would read None as NaN, and a string of digits as a number.
-    try:
-        array = np.asarray(value)
+    ``array`` allows for several numbers.
+    """
+    interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+    try:  # NumPy reads None as an object, and digits in quotes as text
+        numbers = value if isinstance(value, Tracer) else np.asarray(value)
     except (TypeError, ValueError):
-        array = np.asarray(None)
-    real = (jnp.floating, jnp.integer, jnp.bool_)
-    if not any(jnp.issubdtype(array.dtype, kind) for kind in real):
-        raise TypeError(f"{name}: {argument} must be a number, found {value!r}.")
-    return array
+        numbers = np.asarray(None)
+    real = jnp.issubdtype(numbers.dtype, jnp.floating) or jnp.issubdtype(
+        numbers.dtype, jnp.integer
+    )
+    if not real or (numbers.ndim and not array):
+        raise TypeError(
+            f"{name}: {argument} must be a number, found {describe(value)}."
+        )
+    if isinstance(numbers, Tracer):
+        return
+    numbers = numbers.astype(np.float64)
+    above = numbers > low if open_low else numbers >= low
+    below = numbers < high if open_high else numbers <= high
+    if not np.all(above & below):
+        raise ValueError(f"{name}: {argument} must be in {interval}, found {value!r}.")
 
 
 def decay(value: Any, argument: str, name: str) -> None:
@@ -72,17 +102,18 @@ def decay(value: Any, argument: str, name: str) -> None:
     in_range(value, argument, name, low=0.0, high=1.0, open_high=True)
 
 
-def non_negative(value: Any, argument: str, name: str) -> None:
+def non_negative(value: Any, argument: str, name: str, *, array: bool = False) -> None:
     """Refuses a negative or infinite value."""
-    in_range(value, argument, name, low=0.0, open_high=True)
+    in_range(value, argument, name, low=0.0, open_high=True, array=array)
 
 
 def one_of(value: Any, argument: str, name: str, choices: tuple[Any, ...]) -> None:
     """Refuses a value that is none of the documented choices."""
-    if value not in choices:
+    # An array has no one answer to ``in``.
+    if isinstance(value, jax.Array | np.ndarray) or value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(
-            f"{name}: {argument} must be one of {listed}, found {value!r}."
+            f"{name}: {argument} must be one of {listed}, found {describe(value)}."
         )
 
 
@@ -92,26 +123,27 @@ def vector(value: Any, argument: str, name: str, count: int) -> jax.Array:
         array = jnp.asarray(value, dtype=jnp.result_type(float))
     except (TypeError, ValueError):
         raise TypeError(
-            f"{name}: {argument} must be {count} numbers, found {value!r}."
+            f"{name}: {argument} must be {count} numbers, one for each term, found "
+            f"{describe(value)}."
         ) from None
     if array.shape != (count,):
         raise ValueError(
             f"{name}: {argument} must have shape ({count},), one value for each of "
             f"num_terms={count} terms, found shape {array.shape}."
         )
-    if not isinstance(array, Tracer):
-        non_negative(value, argument, name)
+    traced = any(isinstance(one, Tracer) for one in jax.tree.leaves(value))
+    non_negative(array if traced else value, argument, name, array=True)
     return array
 
 
 def term_index(value: Any, argument: str, name: str, count: int) -> int:
     """Returns ``value`` as the static index of a term."""
-    try:
-        index = operator.index(value)
-    except TypeError:
+    index = static_int(value)
+    if index is None:
         raise TypeError(
-            f"{name}: {argument} must be None or the index of a term, found {value!r}."
-        ) from None
+            f"{name}: {argument} must be None or the index of a term, found "
+            f"{describe(value)}."
+        )
     if not 0 <= index < count:
         raise ValueError(
             f"{name}: {argument} must be in [0, {count - 1}] for num_terms={count}, "
@@ -120,12 +152,67 @@ def term_index(value: Any, argument: str, name: str, count: int) -> int:
     return index
 
 
+def floating_dtype(value: Any, argument: str, name: str) -> None:
+    """Refuses what is neither None nor a floating-point dtype."""
+    if value is None:
+        return
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"{name}: {argument} must be None or a floating-point dtype, found "
+            f"{value!r}."
+        )
+
+
+def kind_of(value: Any) -> Any:
+    """Dtype of a number or an array, None for anything else."""
+    if hasattr(value, "dtype") or isinstance(value, int | float | complex):
+        return jnp.result_type(value)
+    return None
+
+
+def real(value: Any, argument: str, name: str) -> None:
+    """Refuses what is not real numbers: complex ones, booleans, text."""
+    kind = kind_of(value)
+    if kind is None or not (
+        jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)
+    ):
+        raise TypeError(
+            f"{name}: {argument} must be real numbers, found "
+            f"{describe(value) if kind is None else kind}."
+        )
+
+
+def floating(value: Any, argument: str, name: str, why: str = "") -> None:
+    """Refuses what is not of a real floating-point dtype."""
+    kind = kind_of(value)
+    if kind is None or not jnp.issubdtype(kind, jnp.floating):
+        raise TypeError(
+            f"{name}: {argument} must be real floating point{why}, found "
+            f"{describe(value) if kind is None else kind}."
+        )
+
+
+def function(value: Any, argument: str, name: str) -> None:
+    """Refuses what cannot be called."""
+    if not callable(value):
+        raise TypeError(
+            f"{name}: {argument} must be a function (itself, not what it returns), "
+            f"found {describe(value)}."
+        )
+
+
 def transformation(value: Any, argument: str, name: str) -> None:
     """Refuses what is not an Optax transformation."""
-    if not (hasattr(value, "init") and hasattr(value, "update")):
+    weighting = hasattr(value, "reads_gramian")  # which has init and update, too
+    if weighting or not (hasattr(value, "init") and hasattr(value, "update")):
+        hint = " A transformation with its weights is reweight(weighting, num_terms)."
         raise TypeError(
             f"{name}: {argument} must be an optax.GradientTransformation, found "
-            f"{value!r}."
+            f"{describe(value)}.{hint if weighting else ''}"
         )
 
 
@@ -152,7 +239,8 @@ def present(value: Any, name: str, count: int) -> jax.Array | None:
         mask = jnp.asarray(value)
     except (TypeError, ValueError):
         raise TypeError(
-            f"{name}: present must be an array of {count} booleans, found {value!r}."
+            f"{name}: present must be an array of {count} booleans, in the order of "
+            f"the terms, found {describe(value)}."
         ) from None
     if mask.dtype != jnp.bool_ or mask.shape != (count,):
         raise ValueError(
@@ -162,27 +250,42 @@ def present(value: Any, name: str, count: int) -> jax.Array | None:
     return mask
 
 
+_MISSING = (
+    "the term axis is missing. Per-term gradients come from "
+    "multiterm_optax.value_and_term_grads, and only one aggregator (K -> 1) may stand "
+    "in a chain."
+)
+
+
 def term_axis(updates: Any, params: Any, name: str, count: int | None = None) -> None:
-    """Refuses updates whose leaves are not [K, *p].
+    """Refuses updates whose leaves are not [K, *p] of real numbers.
 
     With ``params`` at hand the whole shape is known; without, only that axis 0
-    has ``count`` entries.
+    has ``count`` entries, or as many in all leaves.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(updates)
     shapes: list[tuple[int, ...] | None] = [None] * len(leaves)
     if params is not None:
         if jax.tree.structure(params) != structure:
+            hint = ""
+            if isinstance(updates, tuple) and len(updates) == 2:
+                hint = " value_and_term_grads returns the pair (losses, grads)."
             raise ValueError(
                 f"{name}: updates must have the tree structure of params, "
-                f"{jax.tree.structure(params)}, found {structure}."
+                f"{difference(updates, params)}.{hint}"
             )
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
     for (path, leaf), shape in zip(leaves, shapes, strict=True):
         _term_axis_leaf(jnp.shape(leaf), shape, f"updates{keystr(path)}", name, count)
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-            raise TypeError(
-                f"{name}: updates{keystr(path)} must be floating point, found "
-                f"{jnp.result_type(leaf)}."
+        floating(leaf, f"updates{keystr(path)}", name)
+        first, number = jnp.shape(leaves[0][1]), jnp.shape(leaf)[0]
+        if number != first[0]:
+            raise ValueError(
+                f"{name}: all updates must have as many terms, found {number} in "
+                f"updates{keystr(path)}, shape {jnp.shape(leaf)}, and {first[0]} in "
+                f"updates{keystr(leaves[0][0])}, shape {first}. Is the term axis "
+                "missing? It comes first in every leaf, shape (num_terms, *parameter "
+                "shape)."
             )
 
 
@@ -204,11 +307,7 @@ def _term_axis_leaf(
     expected = f"({lead}, {tail})" if tail else f"({lead},)"
     hint = "."
     if found == parameter or (parameter is None and not found):
-        hint = (
-            ": the term axis is missing. Per-term gradients come from "
-            "multiterm_optax.value_and_term_grads, and only one aggregator "
-            "(K -> 1) may stand in a chain."
-        )
+        hint = f": {_MISSING}"
     elif fits:
         hint = f": num_terms={count}, but the term axis has {found[0]} entries."
     raise ValueError(
@@ -219,11 +318,10 @@ def _term_axis_leaf(
 
 def term_axis_removed(stepped: Any, updates: Any, name: str) -> None:
     """Refuses an inner transformation that does not turn [K, *p] into [*p]."""
-    expected = jax.tree.structure(updates)
-    if jax.tree.structure(stepped) != expected:
+    if jax.tree.structure(stepped) != jax.tree.structure(updates):
         raise ValueError(
-            f"{name}: inner must keep the tree structure of the updates, {expected}, "
-            f"found {jax.tree.structure(stepped)}."
+            f"{name}: inner must keep the tree structure of the updates, "
+            f"{difference(stepped, updates)}."
         )
     after = jax.tree.leaves(stepped)
     for (path, leaf), new in zip(
@@ -255,4 +353,93 @@ def state_keeps_shapes(old: Any, new: Any, who: str) -> None:
                 f"{shape} to {grown}. An aggregator, sum_terms() or "
                 "scale_by_max_adam(num_terms), belongs before it, or "
                 "per_term(..., num_terms) around it."
+            )
+
+
+def shapes_kept(stepped: Any, updates: Any, name: str) -> None:
+    """Refuses an inner transformation, or its state, that changes the shapes."""
+    if jax.tree.structure(stepped) != jax.tree.structure(updates):
+        raise ValueError(
+            f"{name}: inner must keep the tree structure of the updates, "
+            f"{difference(stepped, updates)}."
+        )
+    pairs = zip(
+        jax.tree_util.tree_leaves_with_path(updates),
+        jax.tree.leaves(stepped),
+        strict=True,
+    )
+    for (path, leaf), new in pairs:
+        if jnp.shape(new) != jnp.shape(leaf):
+            raise ValueError(
+                f"{name}: inner must keep the shapes of the updates, but "
+                f"updates{keystr(path)} goes in with shape {jnp.shape(leaf)} and comes "
+                f"out with shape {jnp.shape(new)}: its state was made for other "
+                f"parameters, or {_MISSING}"
+            )
+
+
+def difference(found: Any, expected: Any) -> str:
+    """Where two trees part, for a message: structures as a whole run over pages."""
+    one, other = (
+        {keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (found, expected)
+    )
+    extra, missing = sorted(one - other), sorted(other - one)
+    parts = []
+    for which, paths in (("without", missing), ("with", extra)):
+        if paths:
+            more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+            parts.append(f"{which} {paths[0] or 'a bare leaf'}{more}")
+    if parts:
+        return f"found a tree {', '.join(parts)}"
+    return f"{jax.tree.structure(expected)}, found {jax.tree.structure(found)}"
+
+
+def state(
+    found: Any, init: Callable[[Any], Any], updates: Any, name: str, *, own: Any = None
+) -> None:
+    """Refuses a state that ``init`` would not make for the parameters of ``updates``.
+
+    Another optimizer's, or one of a checkpoint with another number of terms, would
+    else be broadcast without a word. ``own`` names the fields to look at where the
+    others hold the state of an inner transformation.
+    """
+    expected = jax.eval_shape(
+        init,
+        jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), updates
+        ),
+    )
+    origin = "as init or the last update returned it"
+    if type(found) is not type(expected):
+        raise TypeError(
+            f"{name}: state must be a {type(expected).__name__}, {origin}, found "
+            f"{type(found).__name__}. Was it made by another transformation?"
+        )
+    if own is not None:
+        others = {field: None for field in expected._fields if field not in own}
+        found, expected = found._replace(**others), expected._replace(**others)
+    if jax.tree.structure(found) != jax.tree.structure(expected):
+        raise ValueError(
+            f"{name}: state must be {origin}, made with the same options for the same "
+            f"parameters, {difference(found, expected)}."
+        )
+    leaves = jax.tree_util.tree_leaves_with_path(found)
+    for (path, leaf), one in zip(leaves, jax.tree.leaves(expected), strict=True):
+        if jnp.shape(leaf) != one.shape:
+            raise ValueError(
+                f"{name}: state{keystr(path)} must have shape {one.shape}, found shape "
+                f"{jnp.shape(leaf)}: it was made for another number of terms or other "
+                f"parameters, or {_MISSING}"
+            )
+
+
+def state_by_term(found: Any, name: str, count: int) -> None:
+    """Refuses a state whose leaves are not [K, ...]."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+        if jnp.shape(leaf)[:1] != (count,):
+            raise ValueError(
+                f"{name}: state{keystr(path)} must have the term axis first, as init "
+                f"made it for num_terms={count}, found shape {jnp.shape(leaf)}: it was "
+                "made for another number of terms or by another transformation."
             )

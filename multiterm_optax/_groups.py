@@ -116,8 +116,15 @@ def update_by_group(
 
 def _labels(groups: Any, tree: Any, name: str) -> tuple[list[Any], list[Any]]:
     labels = groups(tree) if callable(groups) else groups
+    try:
+        names = sorted(set(jax.tree.leaves(labels)))
+    except TypeError:
+        raise TypeError(
+            f"{name}: groups must hold labels of one sort, such as strings, found "
+            f"{jax.tree.leaves(labels)!r:.200}."
+        ) from None
     if not jax.tree.leaves(tree):  # optax.tree.map_params inspects init without leaves
-        return [], sorted(set(jax.tree.leaves(labels)))
+        return [], names
     try:
         full = jax.tree.map(
             lambda label, part: jax.tree.map(lambda _: label, part), labels, tree
@@ -128,4 +135,4 @@ def _labels(groups: Any, tree: Any, name: str) -> tuple[list[Any], list[Any]]:
             f"updates, {jax.tree.structure(tree)}, or a prefix of it, found "
             f"{jax.tree.structure(labels)}."
         ) from error
-    return jax.tree.leaves(full), sorted(set(jax.tree.leaves(labels)))
+    return jax.tree.leaves(full), names

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.tree_util import keystr
 from jaxtyping import Array, Bool, Float
 
-from multiterm_optax import _terms
+from multiterm_optax import _checks, _terms
 from multiterm_optax._typing import Gramian, Losses, Mixing, Weights
 
 
@@ -63,6 +63,15 @@ class Weighting(NamedTuple):
     update: WeightingUpdate
     reads_gramian: bool = True
     reads_losses: bool = False
+
+
+def check(weighting: Any, name: str) -> None:
+    """Refuses what is no weighting."""
+    if not isinstance(weighting, Weighting):
+        raise TypeError(
+            f"{name}: weighting must be a multiterm_optax.Weighting, such as mgda(), "
+            f"found {_checks.describe(weighting)}."
+        )
 
 
 def find_weights(
@@ -150,20 +159,22 @@ def losses_vector(
             )
         return None
     leaves = jax.tree_util.tree_leaves_with_path(losses)
-    if len(leaves) == 1 and jnp.ndim(leaves[0][1]) == 1:
-        vector = jnp.asarray(leaves[0][1])
-    else:
+    for path, leaf in leaves:
+        _checks.real(leaf, f"losses{keystr(path)}", name)
+    whole = len(leaves) == 1 and jnp.ndim(leaves[0][1]) == 1
+    if not whole:
         for path, leaf in leaves:
             if jnp.ndim(leaf) != 0:
                 raise ValueError(
                     f"{name}: losses must be an array [K] or a pytree of K scalars; "
                     f"losses{keystr(path)} has shape {jnp.shape(leaf)}."
                 )
-        vector = jnp.stack([jnp.asarray(leaf) for _, leaf in leaves])
-    if vector.shape != (num_terms,):
+    count = jnp.shape(leaves[0][1])[0] if whole else len(leaves)
+    if count != num_terms:
         raise ValueError(
-            f"{name}: losses must hold num_terms={num_terms} values, found "
-            f"{vector.shape[0]}."
+            f"{name}: losses must hold num_terms={num_terms} values, found {count}."
         )
+    parts = [jnp.asarray(leaf) for _, leaf in leaves]
+    vector = parts[0] if whole else jnp.stack(parts)
     vector = vector.astype(jnp.result_type(vector, jnp.float32))
     return _terms.only_present(present, vector)

@@ -85,7 +85,7 @@ def grad_drop(
     """
     name = "grad_drop"
     data, impl = _checks.prng_key(key, "key", name)
-    _checks.in_range(leak, "leak", name, low=0.0, high=1.0)
+    _checks.in_range(leak, "leak", name, low=0.0, high=1.0, array=True)
 
     def leaks(num_terms: int) -> jax.Array:
         if np.shape(leak) not in ((), (num_terms,)):
@@ -129,6 +129,7 @@ def grad_drop(
     ) -> tuple[optax.Updates, GradDropState]:
         del extra_args
         _checks.term_axis(updates, params, name)
+        _checks.state(state, init_fn, updates, name)
         present = _present.of_leaves(present, updates, name)
         updates = jax.tree.map(partial(_terms.only_present, present), updates)
         later, draw = jax.random.split(jax.random.wrap_key_data(state.key, impl=impl))

@@ -103,6 +103,7 @@ def scale_by_max_adam(
     _checks.decay(b2, "b2", name)
     _checks.non_negative(eps, "eps", name)
     _checks.non_negative(eps_root, "eps_root", name)
+    _checks.floating_dtype(mu_dtype, "mu_dtype", name)
     _checks.one_of(reduction, "reduction", name, ("max", "mean", "own"))
     own = reduction == "own"
 
@@ -135,6 +136,7 @@ def scale_by_max_adam(
     ) -> tuple[optax.Updates, ScaleByMaxAdamState]:
         del extra_args
         _checks.term_axis(updates, params, name, num_terms)
+        _checks.state(state, init_fn, updates, name)
         present = _checks.present(present, name, num_terms)
         updates = jax.tree.map(partial(_terms.only_present, present), updates)
         keep_absent = partial(_terms.keep_absent, present)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import keystr
 
+from multiterm_optax import _checks
 from multiterm_optax._typing import LossesFn
 
 
@@ -19,7 +20,7 @@ def of_primals(
     name: str,
 ) -> tuple[Callable[..., tuple[Any, Any]], tuple[Any, ...]]:
     """Returns ``(losses, aux)`` as a function of what is differentiated, and that."""
-    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    numbers = argument_numbers(argnums, name)
     primals = tuple(_argument(args, number, name) for number in numbers)
     for number, primal in zip(numbers, primals, strict=True):
         _check_parameters(primal, number, name)
@@ -30,15 +31,35 @@ def of_primals(
             full[number] = value
         result = losses_fn(*full, **kwargs)
         if not has_aux:
+            count_losses(result, name)
             return result, None
         if not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(
                 f"{name}: with has_aux=True losses_fn must return a pair "
-                f"(losses, aux), found {type(result).__name__}."
+                f"(losses, aux), found {_what(result)}."
             )
+        count_losses(result[0], name)
         return result
 
     return function, primals
+
+
+def argument_numbers(argnums: Any, name: str) -> tuple[int, ...]:
+    """Returns ``argnums`` as ints; refuses what is none, nothing, or one twice."""
+    several = isinstance(argnums, Sequence) and not isinstance(argnums, str)
+    numbers = [_checks.static_int(one) for one in (argnums if several else [argnums])]
+    static = tuple(one for one in numbers if one is not None)
+    if len(static) < len(numbers):
+        raise TypeError(
+            f"{name}: argnums must be an int or a sequence of ints, the positions of "
+            f"the arguments to differentiate, found {argnums!r}."
+        )
+    if len(set(static)) != len(static) or not static:
+        raise ValueError(
+            f"{name}: argnums must name each argument to differentiate once, found "
+            f"{argnums!r}."
+        )
+    return static
 
 
 def count_losses(losses: Any, name: str) -> int:
@@ -50,15 +71,14 @@ def count_losses(losses: Any, name: str) -> int:
         )
     for path, leaf in leaves:
         where = f"losses{keystr(path)}"
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise TypeError(
-                f"{name}: {where} must be real floating point, found "
-                f"{jnp.result_type(leaf)}."
-            )
+        _checks.floating(leaf, where, name)
         if jnp.ndim(leaf) != 0 and not (len(leaves) == 1 and jnp.ndim(leaf) == 1):
+            hint = ""
+            if isinstance(losses, tuple) and len(losses) == 2:
+                hint = " If it returns (losses, aux), pass has_aux=True."
             raise TypeError(
                 f"{name}: losses_fn must return an array [K] or a pytree of K scalars; "
-                f"{where} has shape {jnp.shape(leaf)}."
+                f"{where} has shape {jnp.shape(leaf)}.{hint}"
             )
     if jnp.ndim(leaves[0][1]) == 0:
         return len(leaves)
@@ -82,16 +102,17 @@ def _argument(args: tuple[Any, ...], number: int, name: str) -> Any:
     if not -len(args) <= number < len(args):
         raise ValueError(
             f"{name}: argnums={number} must name one of the {len(args)} positional "
-            "arguments given."
+            "arguments given; those to differentiate cannot be passed by name."
         )
     return args[number]
 
 
 def _check_parameters(primal: Any, number: int, name: str) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(primal):
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(
-                f"{name}: argument {number}{keystr(path)} must be real floating point "
-                f"to be differentiated, found {dtype}."
-            )
+        where = f"argument {number}{keystr(path)}"
+        _checks.floating(leaf, where, name, " to be differentiated")
+
+
+def _what(result: Any) -> str:
+    shape = getattr(result, "shape", None)
+    return type(result).__name__ if shape is None else f"an array of shape {shape}"

@@ -92,10 +92,11 @@ def value_and_row_grads(
       ([1.25, 0.5, 0.0], [3.5, 2.0, 0.0])
     """
     name = "value_and_row_grads"
+    _checks.function(row_losses_fn, "row_losses_fn", name)
     num_terms = _checks.num_terms(num_terms, name)
     _checks.one_of(reduction, "reduction", name, ("mean", "sum"))
     _checks.one_of(passes, "passes", name, (None, "unroll", "vmap", "loop"))
-    if capacity is not None and (not isinstance(capacity, int) or capacity < 1):
+    if capacity is not None and (_checks.static_int(capacity) or 0) < 1:
         raise ValueError(
             f"{name}: capacity must be None or an int of at least 1, found "
             f"{capacity!r}."
@@ -110,7 +111,7 @@ def value_and_row_grads(
         row_weights: Any = None,
         **kwargs: Any,
     ) -> tuple[Any, Any]:
-        row_terms = jnp.asarray(row_terms)
+        row_terms = _integers(row_terms, name)
         count = _check_rows(rows, row_terms, row_weights, name)
         _check_parameters(params, name)
         size = min(capacity or -(-count // num_terms), count)
@@ -221,14 +222,23 @@ def _add(stacked: Any, extra: Any, term: Array) -> Any:
     return jax.tree.map(one_leaf, stacked, extra)
 
 
+def _integers(row_terms: Any, name: str) -> Array:
+    try:
+        numbers = jnp.asarray(row_terms)
+    except (TypeError, ValueError):
+        numbers = None
+    if numbers is None or not jnp.issubdtype(numbers.dtype, jnp.integer):
+        found = _checks.describe(row_terms) if numbers is None else numbers.dtype
+        raise TypeError(f"{name}: row_terms must be integers, found {found}.")
+    return numbers
+
+
 def _check_rows(rows: Any, row_terms: Array, row_weights: Any, name: str) -> int:
     if row_terms.ndim != 1 or row_terms.shape[0] == 0:
         raise ValueError(
             f"{name}: row_terms must have shape (B,) with B at least 1, found "
             f"{row_terms.shape}."
         )
-    if not jnp.issubdtype(row_terms.dtype, jnp.integer):
-        raise TypeError(f"{name}: row_terms must be integers, found {row_terms.dtype}.")
     count = row_terms.shape[0]
     if row_weights is not None and jnp.shape(row_weights) != (count,):
         raise ValueError(
@@ -246,22 +256,14 @@ def _check_rows(rows: Any, row_terms: Array, row_weights: Any, name: str) -> int
 
 def _check_parameters(params: Any, name: str) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise TypeError(
-                f"{name}: params{keystr(path)} must be real floating point to be "
-                f"differentiated, found {jnp.result_type(leaf)}."
-            )
+        _checks.floating(leaf, f"params{keystr(path)}", name, " to be differentiated")
 
 
 def _check_losses(losses: Any, size: int, name: str) -> None:
-    if jnp.shape(losses) != (size,):
+    if getattr(losses, "shape", None) != (size,):
         found = getattr(losses, "shape", type(losses).__name__)
         raise ValueError(
             f"{name}: row_losses_fn must return one loss for each row, shape "
             f"({size},) for the {size} rows of a pass, found {found}."
         )
-    if not jnp.issubdtype(losses.dtype, jnp.floating):
-        raise TypeError(
-            f"{name}: row_losses_fn must return real floating point losses, found "
-            f"{losses.dtype}."
-        )
+    _checks.floating(losses, "the result of row_losses_fn", name)

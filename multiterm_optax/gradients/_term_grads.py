@@ -70,6 +70,7 @@ def value_and_term_grads(
       [30.0, 4.0]
     """
     name = "value_and_term_grads"
+    _checks.function(losses_fn, "losses_fn", name)
     _checks.one_of(passes, "passes", name, (None, "unroll", "vmap", "loop"))
 
     @functools.wraps(losses_fn)
@@ -78,7 +79,7 @@ def value_and_term_grads(
             losses_fn, args, kwargs, argnums, has_aux, name
         )
         losses, aux, grads = _differentiate(function, primals, passes, name)
-        picked = grads[0] if isinstance(argnums, int) else grads
+        picked = grads if isinstance(argnums, Sequence) else grads[0]
         return ((losses, aux) if has_aux else losses), picked
 
     return fn

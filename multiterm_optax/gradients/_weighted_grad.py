@@ -132,11 +132,8 @@ def value_and_weighted_grad(
       [0.8, 0.4]
     """
     name = "value_and_weighted_grad"
-    if not isinstance(weighting, Weighting):
-        raise TypeError(
-            f"{name}: weighting must be a multiterm_optax.Weighting, such as mgda(), "
-            f"found {weighting!r}."
-        )
+    _checks.function(losses_fn, "losses_fn", name)
+    _weighting.check(weighting, name)
     _checks.one_of(gramian, "gramian", name, _gramian.WAYS)
     every = _period(every, name)
 
@@ -159,7 +156,7 @@ def value_and_weighted_grad(
         function, primals = _inputs.of_primals(
             losses_fn, args, kwargs, argnums, has_aux, name
         )
-        whole = primals[0] if isinstance(argnums, int) else primals
+        whole = primals if isinstance(argnums, Sequence) else primals[0]
         trunk = None if shared is None else _broadcast(shared, whole, name)
 
         losses, linear, aux = jax.linearize(function, *primals, has_aux=True)
@@ -222,7 +219,7 @@ def value_and_weighted_grad(
             grads = jax.tree.map(
                 lambda flag, *both: both[not flag], flags, grads, plain
             )
-        picked = grads[0] if isinstance(argnums, int) else grads
+        picked = grads if isinstance(argnums, Sequence) else grads[0]
         count = jnp.asarray(optax.safe_increment(state.count))
         after = WeightedGradState(weights, inner, count)
         return ((losses, aux) if has_aux else losses), picked, after

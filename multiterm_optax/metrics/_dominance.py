@@ -86,6 +86,7 @@ def track_dominance(
     ) -> tuple[optax.Updates, TrackDominanceState]:
         del extra_args
         _checks.term_axis(updates, params, name, num_terms)
+        _checks.state(state, init_fn, updates, name)
         present = _checks.present(present, name, num_terms)
 
         def average(mean: jax.Array, update: jax.Array) -> jax.Array:

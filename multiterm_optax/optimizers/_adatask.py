@@ -55,6 +55,9 @@ def adatask(
       >>> [round(float(u), 4) for u in updates]
       [-0.1, 0.1]
     """
+    name = "adatask"
+    num_terms = _checks.num_terms(num_terms, name)
+    _checks.transformation(inner, "inner", name)
     return optax.chain(per_term(inner, num_terms), sum_terms())
 
 
@@ -111,6 +114,7 @@ def adatask_adam(
       -0.2
     """
     name = "adatask_adam"
+    num_terms = _checks.num_terms(num_terms, name)
     _checks.decay(b1, "b1", name)
     _checks.decay(b2, "b2", name)
     _checks.non_negative(eps, "eps", name)
@@ -178,9 +182,10 @@ def adatask_rmsprop(
       -2.0
     """
     name = "adatask_rmsprop"
+    num_terms = _checks.num_terms(num_terms, name)
     _checks.decay(decay, "decay", name)
     _checks.non_negative(eps, "eps", name)
-    rms = optax.scale_by_rms(decay, eps, eps_in_sqrt=eps_in_sqrt)
+    rms = _scale_by_rms(decay, eps, eps_in_sqrt)
     stages = [per_term(_in_float32(rms), num_terms), sum_terms()]
     return _finish.step(stages, learning_rate, weight_decay, mask, name)
 
@@ -232,6 +237,7 @@ def adatask_adagrad(
       -0.2
     """
     name = "adatask_adagrad"
+    num_terms = _checks.num_terms(num_terms, name)
     _checks.non_negative(eps, "eps", name)
     adagrad = _scale_by_adagrad(eps, eps_in_sqrt)
     stages = [per_term(_in_float32(adagrad), num_terms), sum_terms()]
@@ -255,18 +261,47 @@ def _scale_by_adagrad(eps: Scalar, eps_in_sqrt: bool) -> optax.GradientTransform
         params: optax.Params | None = None,
     ) -> tuple[optax.Updates, ScaleByAdagradState]:
         del params
-
-        def step(update: jax.Array, total: jax.Array) -> jax.Array:
-            root = jnp.sqrt(total + eps) if eps_in_sqrt else jnp.sqrt(total) + eps
-            # Nothing accumulated and eps = 0: no gradient, no step.
-            return jnp.where(root == 0, 0, update / jnp.where(root == 0, 1, root))
-
         totals = jax.tree.map(
             lambda u, s: s + jnp.square(u), updates, state.sum_of_squares
         )
-        return jax.tree.map(step, updates, totals), ScaleByAdagradState(totals)
+        steps = _over_roots(updates, totals, eps, eps_in_sqrt)
+        return steps, ScaleByAdagradState(totals)
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _scale_by_rms(
+    decay: Scalar, eps: Scalar, eps_in_sqrt: bool
+) -> optax.GradientTransformation:
+    # optax.scale_by_rms makes NaN of a zero gradient where eps = 0.
+    def init_fn(params: optax.Params) -> optax.ScaleByRmsState:
+        return optax.ScaleByRmsState(jax.tree.map(jnp.zeros_like, params))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.ScaleByRmsState,
+        params: optax.Params | None = None,
+    ) -> tuple[optax.Updates, optax.ScaleByRmsState]:
+        del params
+        nu = jax.tree.map(
+            lambda u, s: (decay * s + (1 - decay) * jnp.square(u)).astype(s.dtype),
+            updates,
+            state.nu,
+        )
+        return _over_roots(updates, nu, eps, eps_in_sqrt), optax.ScaleByRmsState(nu)
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _over_roots(
+    updates: optax.Updates, squares: optax.Updates, eps: Scalar, eps_in_sqrt: bool
+) -> optax.Updates:
+    def step(update: jax.Array, square: jax.Array) -> jax.Array:
+        root = jnp.sqrt(square + eps) if eps_in_sqrt else jnp.sqrt(square) + eps
+        # Nothing accumulated and eps = 0: no gradient, no step.
+        return jnp.where(root == 0, 0, update / jnp.where(root == 0, 1, root))
+
+    return jax.tree.map(step, updates, squares)
 
 
 def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -17,8 +17,12 @@ def step(
 ) -> optax.GradientTransformationExtraArgs:
     """The stages, then decoupled weight decay if asked for, then the rate."""
     if not callable(learning_rate):
-        _checks.in_range(learning_rate, "learning_rate", name)
+        _checks.in_range(
+            learning_rate, "learning_rate", name, open_low=True, open_high=True
+        )
     if weight_decay is not None:
-        _checks.in_range(weight_decay, "weight_decay", name)
+        _checks.in_range(
+            weight_decay, "weight_decay", name, open_low=True, open_high=True
+        )
         stages = [*stages, optax.add_decayed_weights(weight_decay, mask)]
     return optax.chain(*stages, optax.scale_by_learning_rate(learning_rate))

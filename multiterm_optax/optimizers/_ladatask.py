@@ -128,7 +128,9 @@ def _scale_by_ladatask(
     def roots_of_shares(contributions: Norms, whole: jax.Array) -> Norms:
         # Roots first: the ratio of two squares leaves float32 long before that of two
         # norms does, and a share that is lost makes a step of g / eps.
-        return jnp.sqrt(contributions) / jnp.sqrt(jnp.where(whole > 0, whole, 1))
+        roots = jnp.sqrt(contributions) / jnp.sqrt(jnp.where(whole > 0, whole, 1))
+        # Squares that overflow stop the elements they come from, and no others.
+        return jnp.where(jnp.isfinite(whole), roots, 1)
 
     def step(update: TermLeaf, nu: Leaf, shares: Norms) -> Leaf:
         wide = update.astype(nu.dtype)
@@ -166,6 +168,7 @@ def _scale_by_ladatask(
     ) -> tuple[optax.Updates, ScaleByLAdaTaskState]:
         del extra_args
         _checks.term_axis(updates, params, name, num_terms)
+        _checks.state(state, init_fn, updates, name)
         present = _checks.present(present, name, num_terms)
         updates = jax.tree.map(partial(_terms.only_present, present), updates)
         nu = jax.tree.map(second_moment, updates, state.nu)

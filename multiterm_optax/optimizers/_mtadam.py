@@ -95,7 +95,12 @@ def mtadam(
       >>> [round(float(x), 2) for x in w]
       [1.0, -1.0]
     """
-    _checks.decay(b3, "b3", "mtadam")
+    name = "mtadam"  # of whom the messages are to speak
+    _checks.num_terms(num_terms, name)
+    for decay, argument in ((b1, "b1"), (b2, "b2"), (b3, "b3")):
+        _checks.decay(decay, argument, name)
+    for epsilon, argument in ((eps, "eps"), (eps_root, "eps_root")):
+        _checks.non_negative(epsilon, argument, name)
     stages = [
         balance_by_norm(
             num_terms,
@@ -115,4 +120,4 @@ def mtadam(
             mu_dtype=mu_dtype,
         ),
     ]
-    return _finish.step(stages, learning_rate, weight_decay, mask, "mtadam")
+    return _finish.step(stages, learning_rate, weight_decay, mask, name)

@@ -146,6 +146,7 @@ def balance_by_norm(
     ) -> tuple[optax.Updates, BalanceByNormState]:
         del extra_args
         _checks.term_axis(updates, params, name, num_terms)
+        _checks.state(state, init_fn, updates, name)
         present = _checks.present(present, name, num_terms)
         only_present = partial(_terms.only_present, present)
 

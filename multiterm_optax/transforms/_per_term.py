@@ -70,6 +70,7 @@ def per_term(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         _checks.term_axis(updates, params, name, num_terms)
+        _checks.state_by_term(state, name, num_terms)
         present = _checks.present(present, name, num_terms)
         seen = jax.tree.map(partial(_terms.only_present, present), updates)
 
@@ -77,6 +78,7 @@ def per_term(
             return inner.update(update, one_state, params, **extra_args)
 
         stepped = jax.vmap(one_term, axis_size=num_terms)(seen, state)
+        _checks.shapes_kept(stepped[0], updates, name)
         if present is None:
             return stepped
         still = jax.tree.map(jnp.zeros_like, stepped[0]), state

@@ -67,11 +67,7 @@ def reweight(
     """
     name = "reweight"
     num_terms = _checks.num_terms(num_terms, name)
-    if not isinstance(weighting, Weighting):
-        raise TypeError(
-            f"{name}: weighting must be a multiterm_optax.Weighting, such as mgda(), "
-            f"found {weighting!r}."
-        )
+    _weighting.check(weighting, name)
     _groups.check_groups(groups, name)
 
     def init_fn(params: optax.Params) -> ReweightState:
@@ -98,6 +94,7 @@ def reweight(
         **extra_args: Any,
     ) -> tuple[optax.Updates, ReweightState]:
         _checks.term_axis(updates, params, name, num_terms)
+        _checks.state(state, init_fn, updates, name)
         present = _checks.present(present, name, num_terms)
         losses = _weighting.losses_vector(
             losses,

@@ -57,9 +57,15 @@ def constant(weights: Any) -> Weighting:
       >>> weights.tolist()
       [1.0, 0.5]
     """
-    shape = np.shape(weights)
+    try:
+        shape = np.shape(weights)
+    except ValueError:  # lists of unequal lengths
+        shape = ()
     if len(shape) != 1:
-        raise ValueError(f"constant: weights must have shape [K], found shape {shape}.")
+        raise ValueError(
+            "constant: weights must have shape [K], one number for each term, found "
+            f"{_checks.describe(weights)}."
+        )
     values = _checks.vector(weights, "weights", "constant", shape[0])
 
     def make(num_terms: int) -> jax.Array:

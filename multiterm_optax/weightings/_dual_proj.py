@@ -64,7 +64,7 @@ def dual_proj(preference: Any = None) -> Weighting:
     """
     name = "dual_proj"
     if preference is not None:
-        _checks.non_negative(preference, "preference", name)
+        _checks.non_negative(preference, "preference", name, array=True)
 
     def init(num_terms: int) -> DualProjState:
         if preference is not None:

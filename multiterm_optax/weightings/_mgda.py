@@ -172,7 +172,7 @@ def inexact_mgda(eps: Any, normalization: Normalization | None = None) -> Weight
       (False, 1, [0.0, 0.0])
     """
     name = "inexact_mgda"
-    _checks.non_negative(eps, "eps", name)
+    _checks.non_negative(eps, "eps", name, array=True)
     exact = mgda(normalization)
 
     def init(num_terms: int) -> InexactMGDAState:
@@ -276,10 +276,12 @@ def _closed_form(scaled: Gramian, inverse: Weights) -> tuple[Weights, jax.Array]
     # Both gradients in units of the longer one's.
     shrink = jnp.min(inverse) / inverse
     relative = scaled * shrink[:, None] * shrink[None, :]
-    apart = relative[0, 0] + relative[1, 1] - 2 * relative[0, 1]
-    first = (relative[1, 1] - relative[0, 1]) / jnp.where(apart > 0, apart, 1)
-    first = jnp.where(apart > 0, jnp.clip(first, 0, 1), 0.5)
-    return jnp.stack([first, 1 - first]), jnp.ones([], jnp.bool_)
+    # Each weight from its own difference: as one minus the other, that of a gradient
+    # many times longer would be lost, and with it what undoes the conflict.
+    parts = jnp.diagonal(relative)[::-1] - relative[0, 1]
+    apart = jnp.sum(parts)
+    weights = jnp.clip(parts / jnp.where(apart > 0, apart, 1), 0, 1)
+    return jnp.where(apart > 0, weights, 0.5), jnp.ones([], jnp.bool_)
 
 
 def _by_program(

@@ -69,7 +69,7 @@ def upgrad(preference: Any = None) -> Weighting:
     """
     name = "upgrad"
     if preference is not None:
-        _checks.non_negative(preference, "preference", name)
+        _checks.non_negative(preference, "preference", name, array=True)
 
     def init(num_terms: int) -> UPGradState:
         if preference is not None:

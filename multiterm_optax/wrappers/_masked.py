@@ -85,6 +85,7 @@ def masked(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.MaskedState]:
         _checks.term_axis(updates, params, name, num_terms)
+        _checks.state(state, init_fn, updates, name, own=())
         present = _checks.present(present, name, num_terms)
         if present is not None:
             extra_args["present"] = present

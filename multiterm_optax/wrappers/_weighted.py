@@ -62,6 +62,7 @@ def weighted(
     """
     name = "weighted"
     num_terms = _checks.num_terms(num_terms, name)
+    _weighting.check(weighting, name)
     _checks.transformation(inner, "inner", name)
     outer = reweight(weighting, num_terms)
     inner = optax.with_extra_args_support(inner)
@@ -79,6 +80,7 @@ def weighted(
         **extra_args: Any,
     ) -> tuple[optax.Updates, WeightedState]:
         _checks.term_axis(updates, params, name, num_terms)
+        _checks.state(state, init_fn, updates, name, own=("reweight",))
         present = _checks.present(present, name, num_terms)
         losses = _weighting.losses_vector(
             losses,
@@ -107,8 +109,10 @@ def weighted(
         ready = getattr(found, "ready", None)
         if ready is None:
             stepped, inner_state = step(state.inner)
+            _checks.shapes_kept(stepped, total, name)
         else:
             shapes, _ = jax.eval_shape(step, state.inner)
+            _checks.shapes_kept(shapes, total, name)
 
             def skip(inner_state: optax.OptState) -> tuple[Any, optax.OptState]:
                 still = jax.tree.map(jnp.zeros_like, shapes)  # and their shardings

@@ -383,7 +383,6 @@ def test_hyperparameters_may_be_traced(x64):
         ({"decay": 1.0}, ["decay", "[0, 1)", "1.0"]),
         ({"decay": -0.1}, ["decay", "[0, 1)", "-0.1"]),
         ({"decay": float("nan")}, ["decay", "[0, 1)", "nan"]),
-        ({"decay": None}, ["decay", "[0, 1)", "None"]),
         ({"eps": -1e-3}, ["eps", "[0, 1)", "-0.001"]),
         ({"eps": 1.0}, ["eps", "[0, 1)", "1.0"]),
         ({"norm_init": -1.0}, ["norm_init", "[0, inf)", "-1.0"]),
@@ -407,6 +406,8 @@ def test_bad_hyperparameter_is_named(own_errors, options, words):
     ("options", "words"),
     [
         ({"decay": "fast"}, ["decay", "a number", "'fast'"]),
+        ({"decay": None}, ["decay", "a number", "None"]),
+        ({"decay": [0.9, 0.9]}, ["decay", "a number", "[0.9, 0.9]"]),
         ({"anchor": 1.5}, ["anchor", "index of a term", "1.5"]),
         ({"anchor": "first"}, ["anchor", "index of a term", "'first'"]),
     ],
