@@ -68,3 +68,46 @@ def test_a_batch_equals_its_problems(terms, rng):
     for i in range(terms):
         alone = solve(gramian, zeros[i], -gramian[i])
         np.testing.assert_allclose(batch.z[i], alone.z, atol=2e-5)
+
+
+@pytest.mark.parametrize("terms", [5, 17])
+def test_batches_of_batches_equal_their_problems(terms, rng):
+    # UPGrad in groups: each has a gramian that its projections share.
+    kind = _jacobians.agreeing
+    gramians = jnp.stack([unit_gramian(kind, rng, terms, 300) for _ in range(2)])
+    zeros = jnp.zeros(terms)
+    inner = jax.vmap(solve, in_axes=(None, None, 0))
+    batch = jax.jit(jax.vmap(inner, in_axes=(0, None, 0)))(gramians, zeros, -gramians)
+    assert batch.z.shape == (2, terms, terms)
+    assert batch.converged.shape == (2, terms)
+    assert batch.converged.all()
+    for i in range(2):
+        for j in range(terms):
+            alone = solve(gramians[i], zeros, -gramians[i, j])
+            np.testing.assert_allclose(batch.z[i, j], alone.z, atol=2e-5)
+
+
+def test_problems_that_are_done_wait_for_the_others(rng):
+    # Iteration counts differ, and each problem keeps its own.
+    gramian = unit_gramian(_jacobians.agreeing, rng, 6, 300)
+    q = jnp.stack([-gramian[0], jnp.zeros(6), jnp.ones(6)])
+    batch = jax.vmap(solve, in_axes=(None, None, 0))(gramian, jnp.zeros(6), q)
+    alone = [solve(gramian, jnp.zeros(6), each) for each in q]
+    counts = [int(each.iterations) for each in alone]
+    assert len(set(counts)) > 1
+    np.testing.assert_allclose(batch.iterations, counts, atol=1)
+    for i, each in enumerate(alone):
+        np.testing.assert_allclose(batch.z[i], each.z, atol=2e-5)
+
+
+def test_no_derivative_flows_through_a_batch(rng):
+    gramian = unit_gramian(_jacobians.agreeing, rng, 4, 300)
+
+    def total(c):
+        batch = jax.vmap(solve, in_axes=(None, None, 0))(c, jnp.zeros(4), -c)
+        return jnp.sum(batch.z)
+
+    value, tangent = jax.jvp(total, (gramian,), (gramian,))
+    assert value > 0
+    assert tangent == 0
+    assert not jax.grad(total)(gramian).any()
