@@ -202,9 +202,10 @@ def _minimise(c: Array, b: Array, q: Array) -> Solution:
         slack=ones,
         dual=jnp.sum(hessian, axis=0) - q - 1,
         best=ones,
-        best_error=jnp.full(q.shape[1:], jnp.inf, dtype),
-        stalled=jnp.zeros(q.shape[1:], jnp.int32),
-        iterations=jnp.zeros(q.shape[1:], jnp.int32),
+        # Like the problem: inside shard_map they then differ by device as it does.
+        best_error=jnp.full_like(size, jnp.inf),
+        stalled=jnp.zeros_like(size, jnp.int32),
+        iterations=jnp.zeros_like(size, jnp.int32),
     )
     end = jax.lax.while_loop(lambda it: jnp.any(unfinished(it)), body, start)
     return Solution(size * end.best, end.best_error <= jnp.sqrt(eps), end.iterations)

@@ -458,3 +458,24 @@ def test_the_page_on_many_devices_is_right():
     where = {str(leaf.sharding.spec) for leaf in jax.tree.leaves(names["target"])}
     assert str(P(None, "data")) in where
     assert all(np.isfinite(loss) for loss in names["losses"].values())
+
+
+@pytest.mark.parametrize("name", ["mgda", "cagrad", "upgrad", "pcgrad"])
+def test_gramian_weightings_inside_shard_map(name):
+    """Each device its own problem, as in a step that is written by hand."""
+    weighting = {
+        "mgda": mt.mgda,
+        "cagrad": mt.cagrad,
+        "upgrad": mt.upgrad,
+        "pcgrad": lambda: mt.pcgrad(jax.random.key(0)),
+    }[name]()
+    rows = jax.random.normal(jax.random.key(0), (8, 4, 9))
+    gramians = jnp.einsum("dip,djp->dij", rows, rows)
+
+    def weigh(gramians):
+        one = lambda gramian: weighting.update(gramian, weighting.init(4))[0]  # noqa: E731
+        return jax.vmap(one)(gramians)
+
+    mesh = mesh_of("auto")
+    spread = jax.shard_map(weigh, mesh=mesh, in_specs=P("x"), out_specs=P("x"))
+    np.testing.assert_allclose(jax.jit(spread)(gramians), weigh(gramians), atol=1e-5)
