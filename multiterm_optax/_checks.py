@@ -281,8 +281,8 @@ def term_axis(updates: Any, params: Any, name: str, count: int | None = None) ->
         first, number = jnp.shape(leaves[0][1]), jnp.shape(leaf)[0]
         if number != first[0]:
             raise ValueError(
-                f"{name}: all updates must have as many terms, found {number} in "
-                f"updates{keystr(path)}, shape {jnp.shape(leaf)}, and {first[0]} in "
+                f"{name}: all updates must have the same number of terms, found "
+                f"{number} in updates{keystr(path)}, shape {jnp.shape(leaf)}, and {first[0]} in "
                 f"updates{keystr(leaves[0][0])}, shape {first}. Is the term axis "
                 "missing? It comes first in every leaf, shape (num_terms, *parameter "
                 "shape)."

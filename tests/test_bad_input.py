@@ -145,7 +145,7 @@ REFUSED = {
     "leaves of different K": (
         lambda: step(mt.sum_terms(), {"w": jnp.ones((2, 4)), "b": jnp.ones(3)}, None),
         V,
-        ["sum_terms", "as many terms", "updates['w']", "2", "updates['b']", "3"],
+        ["sum_terms", "same number of terms", "updates['w']", "2", "updates['b']", "3"],
     ),
     "term axis last": (
         lambda: step(mtadam(), jax.tree.map(lambda g: jnp.moveaxis(g, 0, -1), GRADS)),
