@@ -284,8 +284,8 @@ def term_axis(updates: Any, params: Any, name: str, count: int | None = None) ->
                 f"{name}: all updates must have the same number of terms, found "
                 f"{number} in updates{keystr(path)}, shape {jnp.shape(leaf)}, and "
                 f"{first[0]} in updates{keystr(leaves[0][0])}, shape {first}. Is the "
-                "term axis missing? It comes first in every leaf, shape (num_terms, *parameter "
-                "shape)."
+                "term axis missing? It comes first in every leaf, shape (num_terms, "
+                "*parameter shape)."
             )
 
 
