@@ -1,6 +1,6 @@
 """Whole training steps, this library against PyTorch: measures, then reports.
 
-    python examples/benchmarks/run.py            # all, about ten minutes
+    python examples/benchmarks/run.py            # all, about twenty minutes
     python examples/benchmarks/run.py --short    # does everything run? under a minute
 
 Needs the extra ``benchmarks``. Results are saved after every case: a run that was cut
