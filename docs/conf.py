@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -17,7 +18,7 @@ author = "The multiterm-optax authors"
 copyright = author
 
 extensions = [
-    "myst_parser",
+    "myst_nb",  # Markdown by myst_parser, and notebooks
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
@@ -26,7 +27,22 @@ extensions = [
 
 exclude_patterns = ["_build"]
 templates_path = ["_templates"]
-source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
+source_suffix = {
+    ".rst": "restructuredtext",
+    ".md": "myst-nb",
+    ".ipynb": "myst-nb",
+}
+
+# Notebooks are shown with the outputs that they hold; nothing runs here. Sphinx reads
+# below its own folder only, so that they are copied to where Git does not look.
+nb_execution_mode = "off"
+_notebooks = Path(__file__).parent / "generated" / "notebooks"
+shutil.rmtree(_notebooks, ignore_errors=True)
+shutil.copytree(
+    _root / "notebooks",
+    _notebooks,
+    ignore=lambda _, names: [name for name in names if not name.endswith(".ipynb")],
+)
 
 # One page for each public symbol, written to docs/generated while building.
 autosummary_generate = True
