@@ -10,6 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
+from multiterm_optax import _checks
+
 Groups = Literal["leaf", "global"] | Any
 
 
@@ -125,14 +127,7 @@ def _labels(groups: Any, tree: Any, name: str) -> tuple[list[Any], list[Any]]:
         ) from None
     if not jax.tree.leaves(tree):  # optax.tree.map_params inspects init without leaves
         return [], names
-    try:
-        full = jax.tree.map(
-            lambda label, part: jax.tree.map(lambda _: label, part), labels, tree
-        )
-    except ValueError as error:
-        raise ValueError(
-            f"{name}: groups must be a tree of labels with the structure of the "
-            f"updates, {jax.tree.structure(tree)}, or a prefix of it, found "
-            f"{jax.tree.structure(labels)}."
-        ) from error
+    full = _checks.for_each_leaf(
+        labels, tree, "groups", name, holds="labels", like="updates"
+    )
     return jax.tree.leaves(full), names

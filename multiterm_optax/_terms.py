@@ -1,41 +1,19 @@
-"""Algebra on the term axis: norms, gramian, scaling, sums and maxima.
+"""Algebra on the term axis: norms, masks, scaling, sums and maxima.
 
 Every function takes leaves ``[K, *p]``, accumulates in at least float32, and
 never reshapes a leaf that may be sharded, so that it stays where it is.
 """
 
-import math
 from collections.abc import Callable
 from functools import reduce
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Shaped
 
-from multiterm_optax._typing import Gramian, Leaf, Mixing, Norms, TermLeaf, Weights
-
-# Up to this many terms a gramian is made of pairs of terms, beyond by a matrix product.
-_MAX_PAIRED = 10
-
-# Of gradients that are not stacked each pair is an operation of its own.
-_MAX_PAIRED_ROWS = 8
-
-# Leaves of fewer elements a term are not worth a loop.
-_MIN_PIECED = 1 << 16
-
-# Fewer terms are reduced pair by pair as fast as they can be read, and for more the
-# products of matrices win.
-_SLICED = range(5, 17)
-
-# So many elements of each of those terms stay in the cache, and so many products are
-# added up before their sum is added to others: one long sum loses digits.
-_SLICE, _BLOCK = 1 << 15, 1 << 7
-
-# Vectors of up to this many elements are cut into blocks by a copy.
-_MAX_COPIED = 1 << 16
+from multiterm_optax import _shardings
+from multiterm_optax._typing import Leaf, Mixing, Norms, TermLeaf, Weights
 
 
 def accumulator_dtype(*leaves: jax.typing.ArrayLike) -> jnp.dtype:
@@ -63,193 +41,9 @@ def squared_norms(leaf: TermLeaf) -> Norms:
     """Squared l2 norm of each term's part of one leaf."""
     wide = leaf.astype(accumulator_dtype(leaf))
     squared = jnp.sum(wide * wide, axis=tuple(range(1, leaf.ndim)))
-    if _over_devices(leaf):  # K numbers, to be compared with one another
-        squared = jax.sharding.reshard(squared, _sharding(leaf))
+    if _shardings.over_devices(leaf):  # K numbers, to be compared with one another
+        squared = jax.sharding.reshard(squared, _shardings.sharding(leaf))
     return squared
-
-
-def gramian(*leaves: Shaped[Array, "K ..."], num_terms: int) -> Gramian:
-    """Dot products of the terms' gradients, summed over leaves."""
-    dtype = accumulator_dtype(*leaves)
-    total = jnp.zeros((num_terms, num_terms), dtype)
-    for leaf in leaves:
-        total = total + _gramian(_on_one_device(leaf), dtype)
-    return total
-
-
-def gramian_of_rows(*leaves: tuple[Array, ...], num_terms: int) -> Gramian:
-    """As :func:`gramian`, of leaves that are not stacked yet: K arrays each."""
-    dtype = accumulator_dtype(*(rows[0] for rows in leaves))
-    total = jnp.zeros((num_terms, num_terms), dtype)
-    for rows in leaves:
-        total = total + _gramian_of_rows(rows, dtype)
-    return total
-
-
-def _gramian_of_rows(rows: tuple[Array, ...], dtype: jnp.dtype) -> Gramian:
-    def by_slices(*rows: Array) -> Gramian:
-        flat = [row.reshape(-1) for row in rows]
-
-        def cut(start: Array | int, size: int) -> Array:
-            parts = [jax.lax.dynamic_slice_in_dim(row, start, size) for row in flat]
-            return jnp.stack(parts)
-
-        return _gramian_of_slices(cut, len(rows), flat[0].size, dtype)
-
-    def by_pairs(*rows: Array) -> Gramian:
-        wide = [row.astype(dtype) for row in rows]
-        each = range(len(rows))
-        upper = {(i, j): jnp.sum(wide[i] * wide[j]) for i in each for j in each[i:]}
-        every = [upper[min(i, j), max(i, j)] for i in each for j in each]
-        return jnp.stack(every).reshape(len(rows), len(rows))
-
-    def stacked(*rows: Array) -> Gramian:
-        return _gramian(jnp.stack(rows), dtype)
-
-    default = by_pairs if len(rows) <= _MAX_PAIRED_ROWS else stacked
-    if not _worth_slicing(len(rows), rows[0].size):
-        return default(*rows)
-    return jax.lax.platform_dependent(*rows, cpu=by_slices, default=default)
-
-
-def _worth_slicing(num_terms: int, size: int) -> bool:
-    # A slice of a sharded array would have to be fetched; one device has no other.
-    return num_terms in _SLICED and size >= _MIN_PIECED and jax.device_count() == 1
-
-
-def _gramian(leaf: TermLeaf, dtype: jnp.dtype) -> Gramian:
-    num_terms, size = leaf.shape[0], math.prod(leaf.shape[1:])
-
-    def by_slices(leaf: TermLeaf) -> Gramian:
-        flat = leaf.reshape(num_terms, -1)
-
-        def cut(start: Array | int, size: int) -> Array:
-            return jax.lax.dynamic_slice_in_dim(flat, start, size, axis=1)
-
-        return _gramian_of_slices(cut, num_terms, size, dtype)
-
-    def by_pairs(leaf: TermLeaf) -> Gramian:
-        # Reducing the products of all pairs needs no copy of the gradients and keeps
-        # its digits on long leaves.
-        wide = leaf.astype(dtype)
-        axes = tuple(range(2, leaf.ndim + 1))
-        return jnp.sum(wide[:, None] * wide[None, :], axis=axes)
-
-    def by_blocks(leaf: TermLeaf) -> Gramian:
-        return _gramian_by_blocks(leaf.astype(dtype))
-
-    def by_pieces(leaf: TermLeaf) -> Gramian:
-        return _gramian_by_pieces(leaf.astype(dtype))
-
-    default = by_pairs if num_terms <= _MAX_PAIRED else by_blocks
-    if _worth_slicing(num_terms, size):
-        return jax.lax.platform_dependent(leaf, cpu=by_slices, default=default)
-    if num_terms <= _MAX_PAIRED or any(_spec(leaf)) or size < _MIN_PIECED:
-        return default(leaf)
-    return jax.lax.platform_dependent(leaf, cpu=by_pieces, default=default)
-
-
-def _gramian_of_slices(
-    cut: Callable[[Array | int, int], Array],
-    num_terms: int,
-    size: int,
-    dtype: jnp.dtype,
-) -> Gramian:
-    """Products of slices that stay in the cache; ``cut(start, size)`` is one, [K, n].
-
-    XLA:CPU copies the factors of a matrix product into its own layout, and reduces
-    pairs of many terms at a fraction of the speed of the memory.
-    """
-
-    def product(piece: Array) -> Gramian:
-        wide = piece.astype(dtype).reshape(num_terms, -1, _BLOCK)
-        blocks = jax.lax.dot_general(
-            wide, wide, (((2,), (2,)), ((1,), (1,))), precision="highest"
-        )
-        return jnp.sum(blocks, axis=0)
-
-    def add(i: Array, carry: tuple[Gramian, Gramian]) -> tuple[Gramian, Gramian]:
-        # Kahan's sum: the slices of a long leaf are many.
-        total, lost = carry
-        part = product(cut(i * _SLICE, _SLICE)) - lost
-        grown = total + part
-        return grown, (grown - total) - part
-
-    zeros = jnp.zeros((num_terms, num_terms), dtype)
-    total, _ = jax.lax.fori_loop(0, size // _SLICE, add, (zeros, zeros))
-    rest = size % _SLICE
-    if rest:
-        last = cut(size - rest, rest)
-        total = total + product(jnp.pad(last, ((0, 0), (0, -rest % _BLOCK))))
-    return total
-
-
-def _gramian_by_pieces(leaf: TermLeaf) -> Gramian:
-    # XLA:CPU copies both factors of a matrix product into its own layout: piece by
-    # piece, the copies are small and stay in the cache. A piece takes every n-th row,
-    # so that each device has an equal part in it and keeps its rows to itself.
-    num_terms, *sizes = (leaf.shape[0], *(size for size in leaf.shape[1:] if size > 1))
-    if len(sizes) == 1:
-        row = _divisor(sizes[0], 256, 4096) or 1
-        sizes = [sizes[0] // row, row]
-    found = [_divisor(size, 16, 64) for size in sizes[:-1]]
-    pieces = next(filter(None, found), None)
-    if pieces is None:
-        return _gramian_by_blocks(leaf)
-    axis = found.index(pieces)
-    sizes[axis : axis + 1] = [sizes[axis] // pieces, pieces]
-    split = leaf.reshape(num_terms, *sizes)
-
-    def add(i: Array, total: Gramian) -> Gramian:
-        piece = jax.lax.dynamic_index_in_dim(split, i, axis + 2, keepdims=False)
-        return total + _gramian_by_blocks(piece)
-
-    zeros = jnp.zeros((num_terms, num_terms), leaf.dtype)
-    return jax.lax.fori_loop(0, pieces, add, zeros)
-
-
-def _divisor(size: int, low: int, high: int) -> int | None:
-    """A divisor, near 32, that leaves the factors of 2 that eight devices need."""
-    found = [
-        divisor
-        for divisor in range(low, high + 1)
-        if size % divisor == 0 and math.gcd(size // divisor, 8) == math.gcd(size, 8)
-    ]
-    return min(found, key=lambda divisor: abs(divisor - 32), default=None)
-
-
-def _gramian_by_blocks(leaf: TermLeaf) -> Gramian:
-    # One long contraction loses digits; gramians of blocks, then their sum, do not.
-    # The blocks of a matrix are its rows, which need no copy and keep its sharding.
-    num_terms = leaf.shape[0]
-    spread = any(_spec(leaf))
-    if leaf.ndim == 2 and leaf.shape[1] <= _MAX_COPIED and not spread:
-        block = max(math.isqrt(leaf.shape[1]), 1)
-        padded = jnp.pad(leaf, ((0, 0), (0, -leaf.shape[1] % block)))
-        leaf = padded.reshape(num_terms, -1, block)
-    if leaf.ndim > 2 and math.prod(leaf.shape[2:]) * 4 >= num_terms:
-        axes = tuple(range(2, leaf.ndim))
-        # In one piece XLA:CPU fuses the products of all leaves and holds them all.
-        columns = [leaf[i : i + 32] for i in range(0, num_terms, 32)]
-        blocks = [
-            jax.lax.dot_general(
-                leaf,
-                part,
-                ((axes, axes), ((1,), (1,))),
-                precision="highest",
-                out_sharding=_sharding(leaf, _spec(leaf)[1]) if spread else None,
-            )
-            for part in columns
-        ]
-        return jnp.concatenate([jnp.sum(block, axis=0) for block in blocks], axis=1)
-    axes = tuple(range(1, leaf.ndim))
-    return jax.lax.dot_general(
-        leaf,
-        leaf,
-        ((axes, axes), ((), ())),
-        precision="highest",
-        out_sharding=_sharding(leaf) if spread else None,
-    )
 
 
 def only_present(present: Bool[Array, " K"] | None, leaf: TermLeaf) -> TermLeaf:
@@ -280,9 +74,9 @@ def mix(weights: Weights | Mixing, leaf: TermLeaf) -> TermLeaf:
     """Weights [K] scale the terms; a matrix [K, K] mixes them."""
     if weights.ndim == 1:
         return scale(weights, leaf)
-    wide = _on_one_device(leaf.astype(accumulator_dtype(leaf, weights)))
+    wide = _shardings.on_one_device(leaf.astype(accumulator_dtype(leaf, weights)))
     mixed = jnp.tensordot(weights.astype(wide.dtype), wide, 1, precision="highest")
-    if _over_devices(leaf):
+    if _shardings.over_devices(leaf):
         mixed = jax.sharding.reshard(mixed, jax.typeof(leaf).sharding)
     return mixed.astype(leaf.dtype)
 
@@ -321,7 +115,7 @@ def _over_terms(
     # other way round.
     if leaves[0].shape[0] == 1:
         return f(*(leaf[0] for leaf in leaves))
-    if any(map(_over_devices, leaves)):
+    if any(map(_shardings.over_devices, leaves)):
         return over_axis(f(*leaves), axis=0)
     return jax.lax.platform_dependent(
         *leaves,
@@ -354,40 +148,7 @@ def weighted_sum(weights: Weights | Mixing, leaf: TermLeaf) -> Leaf:
     """The sum over the terms after :func:`mix`, without the mixed terms."""
     total = weights if weights.ndim == 1 else jnp.sum(weights, axis=0)
     wide = leaf.astype(accumulator_dtype(leaf, total))
-    if _over_devices(leaf):
+    if _shardings.over_devices(leaf):
         return sum_terms(scale(total, wide)).astype(leaf.dtype)
     summed = jnp.tensordot(total.astype(wide.dtype), wide, 1, precision="highest")
     return summed.astype(leaf.dtype)
-
-
-def _spec(leaf: Array) -> tuple[Any, ...]:
-    # Types tell on the explicit axes of a mesh only; for automatic ones nothing does.
-    spec = tuple(jax.typeof(leaf).sharding.spec)
-    return spec + (None,) * (leaf.ndim - len(spec))
-
-
-def _sharding(leaf: Array, *spec: Any) -> NamedSharding:
-    return NamedSharding(jax.typeof(leaf).sharding.mesh, PartitionSpec(*spec))
-
-
-def _over_devices(leaf: TermLeaf) -> bool:
-    """Whether the term axis itself lies over devices."""
-    return _spec(leaf)[0] is not None
-
-
-def _on_one_device(leaf: TermLeaf) -> TermLeaf:
-    """All terms on each device and, where one fits, another axis over the devices.
-
-    Each device then sends and keeps as much as it held, and not K gradients.
-    """
-    if not _over_devices(leaf):
-        return leaf
-    names, *rest = _spec(leaf)
-    held = (names,) if isinstance(names, str) else names
-    sizes = jax.typeof(leaf).sharding.mesh.shape
-    devices = math.prod(sizes[name] for name in held)
-    for axis, taken in enumerate(rest):
-        if taken is None and leaf.shape[1 + axis] % devices == 0:
-            rest[axis] = names
-            break
-    return jax.sharding.reshard(leaf, _sharding(leaf, None, *rest))

@@ -5,6 +5,7 @@ chain, ``weighted`` around an optimizer, and, where it reads losses only, the
 losses alone.
 """
 
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jax.tree_util import keystr
 from jaxtyping import Array, Bool, Float
 
-from multiterm_optax import _checks, _terms
+from multiterm_optax import _checks, _products, _terms, _words
 from multiterm_optax._typing import Gramian, Losses, Mixing, Weights
 
 
@@ -70,8 +71,25 @@ def check(weighting: Any, name: str) -> None:
     if not isinstance(weighting, Weighting):
         raise TypeError(
             f"{name}: weighting must be a multiterm_optax.Weighting, such as mgda(), "
-            f"found {_checks.describe(weighting)}."
+            f"found {_words.describe(weighting)}."
         )
+
+
+def prepare(
+    weighting: Weighting,
+    updates: Any,
+    losses: Any,
+    present: Any,
+    name: str,
+    num_terms: int,
+) -> tuple[Any, Any, jax.Array | None]:
+    """Returns updates, losses [K] and the mask of a step; absent terms are zeros."""
+    present = _checks.present(present, name, num_terms)
+    losses = losses_vector(
+        losses, name, num_terms, needed=weighting.reads_losses, present=present
+    )
+    updates = jax.tree.map(partial(_terms.only_present, present), updates)
+    return updates, losses, present
 
 
 def find_weights(
@@ -85,11 +103,11 @@ def find_weights(
 ) -> tuple[Weights | Mixing, Any]:
     """One step of a weighting on leaves [K, *p]; their gramian only if it is read.
 
-    Absent terms must be zeros in the leaves and in the losses already.
+    Absent terms must be zeros in the leaves and in the losses already: :func:`prepare`.
     """
     gramian = None
     if weighting.reads_gramian:
-        gramian = _terms.gramian(*leaves, num_terms=num_terms)
+        gramian = _products.gramian(*leaves, num_terms=num_terms)
     return weights_from(
         weighting, gramian, state, losses, present=present, **extra_args
     )

@@ -30,6 +30,17 @@ settings.load_profile("default")
 DEVIATION = "deviation from the transcription"
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Programs that run a few times each, on tiny arrays, need not be made fast.
+
+    Not for tests that count bytes or operations, or that promise digits.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def x64():
     """Double precision for the length of one test."""

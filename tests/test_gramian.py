@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from multiterm_optax import _terms, metrics
+from multiterm_optax import _products, metrics
 
 SHAPES = [(70_001,), (300, 300), (2, 3, 128, 128), (65_536,), (9, 7)]
 TERMS = [2, 5, 10, 24]
@@ -20,6 +20,11 @@ def devices(request, monkeypatch):
     if request.param == "one device":
         monkeypatch.setattr(jax, "device_count", lambda: 1)
     return request.param
+
+
+def fresh_gramian():
+    """Traced anew: JAX keeps what it traced by function and shape, on any devices."""
+    return jax.jit(lambda rows: metrics.gramian(rows))
 
 
 def gradients(terms, shape, dtype=np.float32):
@@ -41,14 +46,23 @@ def assert_gramian(found, rows, tolerance):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_digits_of_a_leaf(devices, terms, shape):
     rows = gradients(terms, shape)
-    assert_gramian(jax.jit(metrics.gramian)(rows), rows, PROMISED)
+    assert_gramian(fresh_gramian()(rows), rows, PROMISED)
+
+
+def test_the_two_forms_are_both_traced(monkeypatch):
+    rows = jax.ShapeDtypeStruct((5, 70_001), jnp.float32)
+    on_eight = fresh_gramian().lower(rows).as_text()
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    on_one = fresh_gramian().lower(rows).as_text()
+    assert "while" in on_one
+    assert "while" not in on_eight
 
 
 @pytest.mark.parametrize("terms", TERMS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_digits_of_leaves_that_are_not_stacked(devices, terms, shape):
     rows = gradients(terms, shape)
-    find = jax.jit(lambda *rows: _terms.gramian_of_rows(rows, num_terms=terms))
+    find = jax.jit(lambda *rows: _products.gramian_of_rows(rows, num_terms=terms))
     assert_gramian(find(*rows), rows, PROMISED)
 
 
@@ -70,7 +84,7 @@ def test_double_precision(devices, x64):
 def test_no_copy_on_one_device(monkeypatch, terms, shape):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     shapes = jax.ShapeDtypeStruct((terms, *shape), jnp.float32)
-    compiled = jax.jit(metrics.gramian).lower(shapes).compile()
+    compiled = fresh_gramian().lower(shapes).compile()
     copied = compiled.memory_analysis().temp_size_in_bytes
     assert copied <= 0.1 * 4 * terms * np.prod(shape)
 
@@ -79,6 +93,6 @@ def test_no_copy_on_one_device(monkeypatch, terms, shape):
 def test_no_copy_of_leaves_that_are_not_stacked(monkeypatch, terms):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     shapes = [jax.ShapeDtypeStruct((1200, 1200), jnp.float32)] * terms
-    find = jax.jit(lambda *rows: _terms.gramian_of_rows(rows, num_terms=terms))
+    find = jax.jit(lambda *rows: _products.gramian_of_rows(rows, num_terms=terms))
     copied = find.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
     assert copied <= 0.1 * 4 * terms * 1200 * 1200

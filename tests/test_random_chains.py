@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from hypothesis import Phase, event, given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +28,8 @@ from tests._asserts import (
     assert_term_shapes,
     assert_zero,
 )
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 MORE = int(os.environ.get("MULTITERM_OPTAX_EXAMPLES", "0"))
 STEPS = 3

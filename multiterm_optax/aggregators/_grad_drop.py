@@ -11,7 +11,6 @@ import optax
 
 from multiterm_optax import _checks, _terms
 from multiterm_optax._typing import Leaf, TermLeaf
-from multiterm_optax.aggregators import _present
 
 
 class GradDropState(NamedTuple):
@@ -130,7 +129,7 @@ def grad_drop(
         del extra_args
         _checks.term_axis(updates, params, name)
         _checks.state(state, init_fn, updates, name)
-        present = _present.of_leaves(present, updates, name)
+        present = _checks.present_in(present, updates, name)
         updates = jax.tree.map(partial(_terms.only_present, present), updates)
         later, draw = jax.random.split(jax.random.wrap_key_data(state.key, impl=impl))
         leaves, structure = jax.tree.flatten(updates)

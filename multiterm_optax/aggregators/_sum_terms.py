@@ -7,7 +7,6 @@ import jax
 import optax
 
 from multiterm_optax import _checks, _terms
-from multiterm_optax.aggregators import _present
 
 
 def sum_terms() -> optax.GradientTransformationExtraArgs:
@@ -45,7 +44,7 @@ def sum_terms() -> optax.GradientTransformationExtraArgs:
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del extra_args
         _checks.term_axis(updates, params, name)
-        present = _present.of_leaves(present, updates, name)
+        present = _checks.present_in(present, updates, name)
         updates = jax.tree.map(partial(_terms.only_present, present), updates)
         return jax.tree.map(_terms.sum_terms, updates), state
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from multiterm_optax import _terms
+from multiterm_optax import _products, _terms
 from multiterm_optax._typing import Gramian
 from multiterm_optax.gradients._inputs import cotangents
 from multiterm_optax.gradients._outputs import equations, split_outputs
@@ -52,13 +52,13 @@ def gramian_of(
         parts = list(zip(*map(jax.tree.leaves, rows), strict=True))
         if shared is not None:
             parts = list(itertools.compress(parts, shared))
-        return _terms.gramian_of_rows(*parts, num_terms=num_terms)
+        return _products.gramian_of_rows(*parts, num_terms=num_terms)
     pullback = jax.linear_transpose(linear, *primals)
     grads = jax.vmap(pullback)(cotangents(losses, jnp.eye(num_terms)))
     leaves = jax.tree.leaves(grads)
     if shared is not None:
         leaves = list(itertools.compress(leaves, shared))
-    return _terms.gramian(*leaves, num_terms=num_terms)
+    return _products.gramian(*leaves, num_terms=num_terms)
 
 
 def _forward(

@@ -23,7 +23,7 @@ def of_primals(
     numbers = argument_numbers(argnums, name)
     primals = tuple(_argument(args, number, name) for number in numbers)
     for number, primal in zip(numbers, primals, strict=True):
-        _check_parameters(primal, number, name)
+        check_parameters(primal, f"argument {number}", name)
 
     def function(*chosen: Any) -> tuple[Any, Any]:
         full = list(args)
@@ -47,7 +47,7 @@ def of_primals(
 def argument_numbers(argnums: Any, name: str) -> tuple[int, ...]:
     """Returns ``argnums`` as ints; refuses what is none, nothing, or one twice."""
     several = isinstance(argnums, Sequence) and not isinstance(argnums, str)
-    numbers = [_checks.static_int(one) for one in (argnums if several else [argnums])]
+    numbers = [_checks.as_int(one) for one in (argnums if several else [argnums])]
     static = tuple(one for one in numbers if one is not None)
     if len(static) < len(numbers):
         raise TypeError(
@@ -60,6 +60,13 @@ def argument_numbers(argnums: Any, name: str) -> tuple[int, ...]:
             f"{argnums!r}."
         )
     return static
+
+
+def check_parameters(params: Any, argument: str, name: str) -> None:
+    """Refuses what has no gradient."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        where = f"{argument}{keystr(path)}"
+        _checks.floating(leaf, where, name, " to be differentiated")
 
 
 def count_losses(losses: Any, name: str) -> int:
@@ -105,12 +112,6 @@ def _argument(args: tuple[Any, ...], number: int, name: str) -> Any:
             "arguments given; those to differentiate cannot be passed by name."
         )
     return args[number]
-
-
-def _check_parameters(primal: Any, number: int, name: str) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(primal):
-        where = f"argument {number}{keystr(path)}"
-        _checks.floating(leaf, where, name, " to be differentiated")
 
 
 def _what(result: Any) -> str:

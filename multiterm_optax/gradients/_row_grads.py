@@ -10,7 +10,8 @@ from jax.core import Tracer
 from jax.tree_util import keystr
 from jaxtyping import Array, Bool, Float, Int
 
-from multiterm_optax import _checks
+from multiterm_optax import _checks, _words
+from multiterm_optax.gradients import _inputs
 
 # Beyond this many terms an unrolled program takes long to compile.
 _MAX_UNROLLED = 16
@@ -96,7 +97,7 @@ def value_and_row_grads(
     num_terms = _checks.num_terms(num_terms, name)
     _checks.one_of(reduction, "reduction", name, ("mean", "sum"))
     _checks.one_of(passes, "passes", name, (None, "unroll", "vmap", "loop"))
-    if capacity is not None and (_checks.static_int(capacity) or 0) < 1:
+    if capacity is not None and (_checks.as_int(capacity) or 0) < 1:
         raise ValueError(
             f"{name}: capacity must be None or an int of at least 1, found "
             f"{capacity!r}."
@@ -112,8 +113,10 @@ def value_and_row_grads(
         **kwargs: Any,
     ) -> tuple[Any, Any]:
         row_terms = _integers(row_terms, name)
-        count = _check_rows(rows, row_terms, row_weights, name)
-        _check_parameters(params, name)
+        count = _check_rows(rows, row_terms, name)
+        if row_weights is not None:
+            row_weights = _row_weights(row_weights, count, name)
+        _inputs.check_parameters(params, "params", name)
         size = min(capacity or -(-count // num_terms), count)
         weights = _normalized(row_terms, row_weights, num_terms, reduction)
         plan = _plan(row_terms, weights, num_terms, size, promised=capacity is not None)
@@ -228,23 +231,18 @@ def _integers(row_terms: Any, name: str) -> Array:
     except (TypeError, ValueError):
         numbers = None
     if numbers is None or not jnp.issubdtype(numbers.dtype, jnp.integer):
-        found = _checks.describe(row_terms) if numbers is None else numbers.dtype
+        found = _words.describe(row_terms) if numbers is None else numbers.dtype
         raise TypeError(f"{name}: row_terms must be integers, found {found}.")
     return numbers
 
 
-def _check_rows(rows: Any, row_terms: Array, row_weights: Any, name: str) -> int:
+def _check_rows(rows: Any, row_terms: Array, name: str) -> int:
     if row_terms.ndim != 1 or row_terms.shape[0] == 0:
         raise ValueError(
             f"{name}: row_terms must have shape (B,) with B at least 1, found "
             f"{row_terms.shape}."
         )
     count = row_terms.shape[0]
-    if row_weights is not None and jnp.shape(row_weights) != (count,):
-        raise ValueError(
-            f"{name}: row_weights must have shape ({count},), one for each of "
-            f"row_terms, found {jnp.shape(row_weights)}."
-        )
     for path, leaf in jax.tree_util.tree_leaves_with_path(rows):
         if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != count:
             raise ValueError(
@@ -254,9 +252,23 @@ def _check_rows(rows: Any, row_terms: Array, row_weights: Any, name: str) -> int
     return count
 
 
-def _check_parameters(params: Any, name: str) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        _checks.floating(leaf, f"params{keystr(path)}", name, " to be differentiated")
+def _row_weights(value: Any, count: int, name: str) -> Array:
+    try:
+        weights = jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name}: row_weights must be numbers, found {_words.describe(value)}."
+        ) from None
+    if weights.shape != (count,):
+        raise ValueError(
+            f"{name}: row_weights must have shape ({count},), one for each of "
+            f"row_terms, found {weights.shape}."
+        )
+    traced = any(isinstance(one, Tracer) for one in jax.tree.leaves(value))
+    # Booleans, which are no numbers elsewhere, leave rows in or out.
+    if weights.dtype != jnp.bool_ and not traced:
+        _checks.non_negative(value, "row_weights", name, array=True)
+    return weights
 
 
 def _check_losses(losses: Any, size: int, name: str) -> None:

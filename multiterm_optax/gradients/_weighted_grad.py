@@ -1,6 +1,5 @@
 """Weights first, then one ordinary backward pass."""
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -135,7 +134,7 @@ def value_and_weighted_grad(
     _checks.function(losses_fn, "losses_fn", name)
     _weighting.check(weighting, name)
     _checks.one_of(gramian, "gramian", name, _gramian.WAYS)
-    every = _period(every, name)
+    every = _checks.static_int(every, "every", name, low=1)
 
     def init(num_terms: int) -> WeightedGradState:
         num_terms = _checks.num_terms(num_terms, name)
@@ -232,20 +231,6 @@ def _both(there: Bool[Array, " K"], ndim: int) -> jax.Array:
     return there if ndim == 1 else there[:, None] & there[None, :]
 
 
-def _period(value: Any, name: str) -> int:
-    try:
-        every = None if isinstance(value, bool) else operator.index(value)
-    except (TypeError, jax.errors.JAXTypeError):
-        every = None
-    if every is None:
-        raise TypeError(
-            f"{name}: every must be a static Python int, at least 1, found {value!r}."
-        )
-    if every < 1:
-        raise ValueError(f"{name}: every must be at least 1, found {value!r}.")
-    return every
-
-
 def _check_state(state: Any, name: str) -> None:
     if not isinstance(state, WeightedGradState):
         raise TypeError(
@@ -258,16 +243,9 @@ def _check_state(state: Any, name: str) -> None:
 def _broadcast(shared: Any, tree: Any, name: str) -> list[bool]:
     """One boolean for each leaf of what is differentiated."""
     named = shared(tree) if callable(shared) else shared
-    try:
-        full = jax.tree.map(
-            lambda flag, part: jax.tree.map(lambda _: flag, part), named, tree
-        )
-    except ValueError as error:
-        raise ValueError(
-            f"{name}: shared must be a tree of booleans with the structure of the "
-            f"gradients, {jax.tree.structure(tree)}, or a prefix of it, found "
-            f"{jax.tree.structure(named)}."
-        ) from error
+    full = _checks.for_each_leaf(
+        named, tree, "shared", name, holds="booleans", like="gradients"
+    )
     flags = jax.tree.leaves(full)
     for flag in flags:
         if not isinstance(flag, bool):

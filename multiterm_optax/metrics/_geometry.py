@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from multiterm_optax import _checks, _terms
+from multiterm_optax import _checks, _products, _terms
 from multiterm_optax._typing import Gramian, Norms
 
 
@@ -29,7 +29,7 @@ def gramian(grads: Any) -> Gramian:
       [[2.0, 2.0], [2.0, 4.0]]
     """
     leaves = _term_leaves(grads, "metrics.gramian")
-    return _terms.gramian(*leaves, num_terms=leaves[0].shape[0])
+    return _products.gramian(*leaves, num_terms=leaves[0].shape[0])
 
 
 def norms(grads: Any) -> Norms:

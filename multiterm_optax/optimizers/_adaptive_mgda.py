@@ -140,13 +140,7 @@ def adaptive_mgda(
         **extra_args: Any,
     ) -> tuple[optax.Updates, AdaptiveMGDAState]:
         _checks.term_axis(updates, params, name, num_terms)
-        _checks.state(
-            state,
-            init_fn,
-            updates,
-            name,
-            own=("eps", "count", "term_counts", "mean", "spread"),
-        )
+        _checks.state(state, init_fn, updates, name, inner="weighted")
         present = _checks.present(present, name, num_terms)
         keep_absent = partial(_terms.keep_absent, present)
         updates = jax.tree.map(partial(_terms.only_present, present), updates)

@@ -84,7 +84,26 @@ def metabalance(
     relaxed = _relaxed_balance(
         num_terms, relax, decay, anchor, strategy, norm_init, groups, eps
     )
-    return optax.chain(relaxed, sum_terms(), inner)
+    return optax.chain(relaxed, sum_terms(), _keeping_shapes(inner))
+
+
+def _keeping_shapes(
+    inner: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """``inner``, whose state must be for what the sum of the terms leaves."""
+    inner = optax.with_extra_args_support(inner)
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        stepped, state = inner.update(updates, state, params, **extra_args)
+        _checks.shapes_kept(stepped, updates, "metabalance")
+        return stepped, state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update_fn)
 
 
 def _relaxed_balance(

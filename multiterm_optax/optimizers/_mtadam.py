@@ -81,17 +81,20 @@ def mtadam(
       Terms", Alg. 1.
 
     Example:
-      >>> import jax.numpy as jnp, optax
+      >>> import jax, jax.numpy as jnp, optax
       >>> from multiterm_optax import mtadam, value_and_term_grads
       >>> def losses_fn(w):  # the second term shouts 1000 times louder
       ...     return {"a": (w[0] - 1.0) ** 2, "b": 1000 * (w[1] + 1.0) ** 2}
       >>> tx = mtadam(0.1, num_terms=2)
+      >>> @jax.jit
+      ... def step(w, state):
+      ...     losses, grads = value_and_term_grads(losses_fn)(w)
+      ...     updates, state = tx.update(grads, state, w)
+      ...     return optax.apply_updates(w, updates), state
       >>> w = jnp.zeros(2)
       >>> state = tx.init(w)
       >>> for _ in range(200):
-      ...     losses, grads = value_and_term_grads(losses_fn)(w)
-      ...     updates, state = tx.update(grads, state, w)
-      ...     w = optax.apply_updates(w, updates)
+      ...     w, state = step(w, state)
       >>> [round(float(x), 2) for x in w]
       [1.0, -1.0]
     """

@@ -95,15 +95,9 @@ def reweight(
     ) -> tuple[optax.Updates, ReweightState]:
         _checks.term_axis(updates, params, name, num_terms)
         _checks.state(state, init_fn, updates, name)
-        present = _checks.present(present, name, num_terms)
-        losses = _weighting.losses_vector(
-            losses,
-            name,
-            num_terms,
-            needed=weighting.reads_losses,
-            present=present,
+        updates, losses, present = _weighting.prepare(
+            weighting, updates, losses, present, name, num_terms
         )
-        updates = jax.tree.map(partial(_terms.only_present, present), updates)
 
         def one_group(
             leaves: list[jax.Array], weights: Weights | Mixing, one_state: Any

@@ -1,4 +1,4 @@
-"""(gramian, losses) -> weights: one method a file.
+"""(gramian, losses) -> weights: one method, or a family of methods, a file.
 
 A weighting is ``Weighting(init(num_terms) -> state, update(gramian, state, *,
 losses) -> (weights, state))``. It sees the K x K dot products of the terms'
@@ -13,8 +13,9 @@ from multiterm_optax.weightings._cagrad import cagrad as cagrad
 from multiterm_optax.weightings._constant import FixedState as FixedState
 from multiterm_optax.weightings._constant import constant as constant
 from multiterm_optax.weightings._constant import equal as equal
-from multiterm_optax.weightings._dual_proj import DualProjState as DualProjState
-from multiterm_optax.weightings._dual_proj import dual_proj as dual_proj
+from multiterm_optax.weightings._dual_cone import DualConeState as DualConeState
+from multiterm_optax.weightings._dual_cone import dual_proj as dual_proj
+from multiterm_optax.weightings._dual_cone import upgrad as upgrad
 from multiterm_optax.weightings._dwa import DWAState as DWAState
 from multiterm_optax.weightings._dwa import dwa as dwa
 from multiterm_optax.weightings._gradnorm import GradNormState as GradNormState
@@ -31,5 +32,3 @@ from multiterm_optax.weightings._softadapt import SoftAdaptState as SoftAdaptSta
 from multiterm_optax.weightings._softadapt import softadapt as softadapt
 from multiterm_optax.weightings._uncertainty import UncertaintyState as UncertaintyState
 from multiterm_optax.weightings._uncertainty import uncertainty as uncertainty
-from multiterm_optax.weightings._upgrad import UPGradState as UPGradState
-from multiterm_optax.weightings._upgrad import upgrad as upgrad

@@ -1,6 +1,5 @@
 """What methods that read losses share: checks, ratios, sums."""
 
-import operator
 from typing import Any, Literal
 
 import jax
@@ -12,25 +11,6 @@ from multiterm_optax._typing import Losses, Scalar, Weights
 from multiterm_optax.weightings import _absent
 
 Total = Scalar | Literal["terms"]
-
-
-def static_int(
-    value: Any, argument: str, name: str, *, low: int, high: int | None = None
-) -> int:
-    """Returns ``value`` as a Python int within bounds."""
-    expected = f"at least {low}" if high is None else f"in [{low}, {high}]"
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except (TypeError, jax.errors.JAXTypeError):
-        number = None
-    if number is None:
-        raise TypeError(
-            f"{name}: {argument} must be a static Python int, {expected}, found "
-            f"{value!r}; under optax.inject_hyperparams name it in static_args."
-        )
-    if number < low or (high is not None and number > high):
-        raise ValueError(f"{name}: {argument} must be {expected}, found {value!r}.")
-    return number
 
 
 def ratio(losses: Losses, reference: jax.Array) -> Losses:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from multiterm_optax import _checks, _terms
+from multiterm_optax import _checks, _terms, _words
 from multiterm_optax._typing import Gramian, Losses, Weights
 from multiterm_optax._weighting import Weighting
 from multiterm_optax.weightings import _absent
@@ -64,7 +64,7 @@ def constant(weights: Any) -> Weighting:
     if len(shape) != 1:
         raise ValueError(
             "constant: weights must have shape [K], one number for each term, found "
-            f"{_checks.describe(weights)}."
+            f"{_words.describe(weights)}."
         )
     values = _checks.vector(weights, "weights", "constant", shape[0])
 

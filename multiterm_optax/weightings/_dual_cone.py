@@ -1,17 +1,157 @@
-"""Projection onto the dual cone: the nearest direction that conflicts with no term."""
+"""Projection onto the dual cone: the nearest direction that conflicts with no term.
 
-from typing import Any
+UPGrad projects every gradient and combines the projections; DualProj combines the
+gradients and projects the result.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from multiterm_optax import _checks, _nnqp, _terms
-from multiterm_optax._typing import Gramian, Weights
+from multiterm_optax import _checks, _nnqp, _terms, _weighting
+from multiterm_optax._typing import Gramian, Losses, Weights
+from multiterm_optax._weighting import Weighting
 from multiterm_optax.weightings import _units
 
 
-def shares(
+class DualConeState(NamedTuple):
+    """State of :func:`upgrad` and :func:`dual_proj`.
+
+    Attributes:
+      converged: Whether the last step's weights meet the optimality conditions.
+    """
+
+    converged: jax.Array
+
+
+def upgrad(preference: Any = None) -> Weighting:
+    r"""Unconflicting projection of gradients.
+
+    Each gradient goes to the nearest direction that conflicts with no term, and the
+    projections are combined:
+
+    .. math::
+
+      d = \sum_i u_i \, \pi(g_i), \qquad
+      \pi(g) = \arg\min_{x} \lVert x - g \rVert^2
+      \quad \text{with } g_j \cdot x \ge 0 \text{ for all } j .
+
+    By duality :math:`\pi(g_i) = \sum_j v_j g_j` for the :math:`v` that minimises
+    :math:`v^T G v` over :math:`v \ge e_i`: K programs on the gramian, solved together.
+    The direction conflicts with no term, :math:`g_j \cdot d \ge 0`; where no two
+    gradients conflict it is :math:`\sum_i u_i g_i`. Programs are in units of the
+    gradients' lengths, so that terms of very different size do no harm and the weights
+    are the same when all gradients are multiplied by a constant.
+
+    Args:
+      preference: :math:`u`, K weights, not negative. ``None``: 1 / K each, the mean,
+        as in the paper; over the terms that are present where some are absent.
+
+    Returns:
+      A :class:`multiterm_optax.Weighting`; weights [K], not negative. It reads the
+      gramian.
+
+    Raises:
+      ValueError: ``preference`` is negative or has not K values.
+
+    Source:
+      Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", 2024, Eq. 5
+      and Proposition 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from multiterm_optax import upgrad
+      >>> weighting = upgrad()
+      >>> gradients = jnp.array([[1.0, 0.0], [-1.0, 1.0]])
+      >>> weights, state = weighting.update(gradients @ gradients.T, weighting.init(2))
+      >>> [round(float(w), 6) for w in weights]
+      [1.0, 0.75]
+      >>> [round(float(x), 6) for x in weights @ gradients]  # the mean is [0, 0.5]
+      [0.25, 0.75]
+    """
+    # Each term's share of its own gradient: K combinations of one gradient.
+    return _projected(preference, jnp.diag, "upgrad")
+
+
+def dual_proj(preference: Any = None) -> Weighting:
+    r"""The direction nearest to the weighted gradient that conflicts with no term.
+
+    .. math::
+
+      d = \arg\min_{x} \Bigl\lVert x - \sum_i u_i g_i \Bigr\rVert^2
+      \quad \text{with } g_j \cdot x \ge 0 \text{ for all } j .
+
+    By duality :math:`d = \sum_j v_j g_j` for the :math:`v` that minimises
+    :math:`v^T G v` over :math:`v \ge u`: one program on the gramian, where
+    :func:`multiterm_optax.upgrad` solves K. Where the weighted gradient conflicts with
+    no term it passes as it is.
+
+    Args:
+      preference: :math:`u`, K weights, not negative. ``None``: 1 / K each, over the
+        terms that are present where some are absent.
+
+    Returns:
+      A :class:`multiterm_optax.Weighting`; weights [K], not negative. It reads the
+      gramian.
+
+    Raises:
+      ValueError: ``preference`` is negative or has not K values.
+
+    Source:
+      Lopez-Paz and Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS
+      2017, Eq. 11, for the last task; with all gradients in the combination as in
+      Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", 2024.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from multiterm_optax import dual_proj
+      >>> weighting = dual_proj()
+      >>> gradients = jnp.array([[1.0, 0.0], [-3.0, 1.0]])
+      >>> weights, state = weighting.update(gradients @ gradients.T, weighting.init(2))
+      >>> [round(float(w), 6) for w in weights]
+      [1.5, 0.5]
+      >>> [round(float(x), 6) for x in weights @ gradients]  # the mean is [-1, 0.5]
+      [0.0, 0.5]
+    """
+    return _projected(preference, lambda shares: shares[None], "dual_proj")
+
+
+def _projected(
+    preference: Any,
+    combinations: Callable[[Weights], Float[Array, "N K"]],
+    name: str,
+) -> Weighting:
+    """The sum of the projections of what ``combinations`` makes of the shares."""
+    if preference is not None:
+        _checks.non_negative(preference, "preference", name, array=True)
+
+    def init(num_terms: int) -> DualConeState:
+        if preference is not None:
+            _checks.vector(preference, "preference", name, num_terms)
+        return DualConeState(converged=jnp.ones([], jnp.bool_))
+
+    def update(
+        gramian: Gramian,
+        state: DualConeState,
+        *,
+        losses: Losses | None = None,
+        present: Bool[Array, " K"] | None = None,
+        **extra_args: Any,
+    ) -> tuple[Weights, DualConeState]:
+        del state, losses, extra_args
+        present = _checks.present(present, name, gramian.shape[0])
+        gramian = _weighting.pairs_present(present, gramian)
+        shares = _shares(preference, gramian, present, name)
+        weights, converged = _project(gramian, combinations(shares))
+        return jnp.sum(weights, axis=0), DualConeState(converged)
+
+    return Weighting(init, update)
+
+
+def _shares(
     preference: Any, gramian: Gramian, present: Bool[Array, " K"] | None, name: str
 ) -> Weights:
     """The combination to project: the preference or the mean, absent terms 0."""
@@ -22,7 +162,7 @@ def shares(
     return there * _checks.vector(preference, "preference", name, count)
 
 
-def project(
+def _project(
     gramian: Gramian, coefficients: Float[Array, "N K"]
 ) -> tuple[Float[Array, "N K"], Bool[Array, ""]]:
     r"""Coefficients of the projections of N combinations of the gradients.

@@ -70,7 +70,7 @@ def dwa(temperature: Scalar = 2.0, *, steps_per_epoch: int = 1) -> Weighting:
     """
     name = "dwa"
     _checks.in_range(temperature, "temperature", name, low=0.0, open_low=True)
-    length = _by_losses.static_int(steps_per_epoch, "steps_per_epoch", name, low=1)
+    length = _checks.static_int(steps_per_epoch, "steps_per_epoch", name, low=1)
 
     def init(num_terms: int) -> DWAState:
         dtype = jnp.result_type(float)

@@ -74,7 +74,7 @@ def lbtw(
     name = "lbtw"
     _checks.non_negative(alpha, "alpha", name)
     if steps_per_epoch is not None:
-        steps_per_epoch = _by_losses.static_int(
+        steps_per_epoch = _checks.static_int(
             steps_per_epoch, "steps_per_epoch", name, low=1
         )
     if sum_to is not None:

@@ -111,13 +111,13 @@ def softadapt(
     """
     name = "softadapt"
     _checks.in_range(beta, "beta", name, open_low=True, open_high=True)
-    history = _by_losses.static_int(history, "history", name, low=2)
+    history = _checks.static_int(history, "history", name, low=2)
     if order is None:
         order = history - 1
-    order = _by_losses.static_int(
+    order = _checks.static_int(
         order, "order", name, low=1, high=min(history - 1, _MAX_ORDER)
     )
-    update_every = _by_losses.static_int(update_every, "update_every", name, low=1)
+    update_every = _checks.static_int(update_every, "update_every", name, low=1)
     _checks.one_of(
         loss_weighted, "loss_weighted", name, (False, True, "mean", "current")
     )

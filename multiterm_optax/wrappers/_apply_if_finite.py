@@ -108,13 +108,7 @@ def apply_if_finite(
         **extra_args: Any,
     ) -> tuple[optax.Updates, ApplyIfFiniteState]:
         _checks.term_axis(updates, params, name, num_terms)
-        _checks.state(
-            state,
-            init_fn,
-            updates,
-            name,
-            own=("notfinite_count", "last_finite", "total_notfinite"),
-        )
+        _checks.state(state, init_fn, updates, name, inner="inner_state")
         present = _checks.present(present, name, num_terms)
         values = _weighting.losses_vector(
             losses, name, num_terms, needed=False, present=present

@@ -6,10 +6,9 @@ import jax
 import optax
 from jax.tree_util import keystr
 
-from multiterm_optax import _checks
+from multiterm_optax import _checks, _words
 
 _NAME = "chain"
-_AGGREGATOR = "An aggregator, sum_terms() or scale_by_max_adam(num_terms),"
 
 
 def chain(
@@ -175,5 +174,5 @@ def _forgotten(updates: Any, labels: list[str]) -> str:
     place = f"after {own[-1]}" if own else f"before {labels[0]}"
     return (
         f"{_NAME}: no stage removes the term axis: updates{path} comes out with shape "
-        f"{shape}, expected {shape[1:]}. {_AGGREGATOR} is missing, {place}."
+        f"{shape}, expected {shape[1:]}. {_words.AGGREGATOR} is missing, {place}."
     )

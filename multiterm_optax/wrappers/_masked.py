@@ -85,7 +85,7 @@ def masked(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.MaskedState]:
         _checks.term_axis(updates, params, name, num_terms)
-        _checks.state(state, init_fn, updates, name, own=())
+        _checks.state(state, init_fn, updates, name, inner="inner_state")
         present = _checks.present(present, name, num_terms)
         if present is not None:
             extra_args["present"] = present
@@ -123,13 +123,6 @@ def _full_mask(flags: Any, tree: Any, name: str) -> Any:
                 f"{name}: mask must hold booleans that are no arrays, found {flag!r} "
                 f"in mask{jax.tree_util.keystr(path)}."
             )
-    try:
-        return jax.tree.map(
-            lambda flag, part: jax.tree.map(lambda _: flag, part), flags, tree
-        )
-    except ValueError as error:
-        raise ValueError(
-            f"{name}: mask must be a tree of booleans with the structure of the "
-            f"updates, {jax.tree.structure(tree)}, or a prefix of it, found "
-            f"{jax.tree.structure(flags)}."
-        ) from error
+    return _checks.for_each_leaf(
+        flags, tree, "mask", name, holds="booleans", like="updates"
+    )

@@ -117,9 +117,7 @@ def multi_steps(
         **extra_args: Any,
     ) -> tuple[optax.Updates, MultiStepsState]:
         _checks.term_axis(updates, params, name, num_terms)
-        _checks.state(
-            state, init_fn, updates, name, own=("acc_grads", "acc_losses", "acc_count")
-        )
+        _checks.state(state, init_fn, updates, name, inner="inner_opt_state")
         present = _checks.present(present, name, num_terms)
         values = _weighting.losses_vector(
             losses, name, num_terms, needed=False, present=present

@@ -80,16 +80,10 @@ def weighted(
         **extra_args: Any,
     ) -> tuple[optax.Updates, WeightedState]:
         _checks.term_axis(updates, params, name, num_terms)
-        _checks.state(state, init_fn, updates, name, own=("reweight",))
-        present = _checks.present(present, name, num_terms)
-        losses = _weighting.losses_vector(
-            losses,
-            name,
-            num_terms,
-            needed=weighting.reads_losses,
-            present=present,
+        _checks.state(state, init_fn, updates, name, inner="inner")
+        updates, losses, present = _weighting.prepare(
+            weighting, updates, losses, present, name, num_terms
         )
-        updates = jax.tree.map(partial(_terms.only_present, present), updates)
         weights, found = _weighting.find_weights(
             weighting,
             jax.tree.leaves(updates),

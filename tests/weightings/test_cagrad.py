@@ -210,7 +210,7 @@ def test_radius_may_be_traced(x64):
     products = gramian(np.random.default_rng(0).normal(size=(3, 9)))
     traced, _ = solve(products, jnp.asarray(0.3))
     weighting = cagrad(0.3)
-    fixed, _ = weighting.update(products, weighting.init(3))
+    fixed, _ = jax.jit(weighting.update)(products, weighting.init(3))
     assert_close(traced, fixed, rtol=1e-12)
 
 

@@ -26,6 +26,8 @@ from tests._asserts import (
     assert_strong_types,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 STEPS = 6
 
 # How to fill a required argument for K terms, by its name.
@@ -57,16 +59,19 @@ FACTORIES = exported()
 
 def build(name, terms, order=None, **options):
     """The method with its required arguments filled in; those [K] in ``order``."""
-    filled = {}
-    for argument, parameter in inspect.signature(FACTORIES[name]).parameters.items():
-        if parameter.default is not parameter.empty or argument in options:
-            continue
-        assert argument in ARGUMENTS, f"{name} requires {argument!r}: add it here"
-        value = ARGUMENTS[argument](terms)
+    filled = required(name, terms)
+    for argument, value in filled.items():
         if order is not None and np.shape(value) == (terms,):
-            value = value[order]
-        filled[argument] = value
-    return FACTORIES[name](**filled, **options)
+            filled[argument] = value[order]
+    return FACTORIES[name](**{**filled, **options})
+
+
+def required(name, terms):
+    """The arguments without a default, filled in."""
+    parameters = inspect.signature(FACTORIES[name]).parameters
+    names = [arg for arg, one in parameters.items() if one.default is one.empty]
+    assert ARGUMENTS.keys() >= set(names), f"{name} requires {names}: add them here"
+    return {argument: ARGUMENTS[argument](terms) for argument in names}
 
 
 each_weighting = pytest.mark.parametrize("name", sorted(FACTORIES))
@@ -88,6 +93,18 @@ def read(weighting, gramian, losses):
         gramian if weighting.reads_gramian else None,
         losses if weighting.reads_losses else None,
     )
+
+
+@functools.cache
+def _compiled(name, terms, x64):
+    del x64  # a program of its own for each precision
+    counted = CountedTraces(build(name, terms).update)
+    return counted, jax.jit(counted)
+
+
+def compiled(name, terms):
+    """The jitted update, compiled once for all the tests that give it what it reads."""
+    return _compiled(name, terms, bool(jax.config.jax_enable_x64))
 
 
 def run(weighting, gramians, losses, update=None):
@@ -125,8 +142,8 @@ def test_shapes_and_a_stable_state(name, terms, dtype):
     with jax.enable_x64(dtype == "float64"):
         weighting = build(name, terms)
         gramians, losses = problem(terms, dtype)
-        counted = CountedTraces(weighting.update)
-        weights, states = run(weighting, gramians, losses, jax.jit(counted))
+        counted, update = compiled(name, terms)
+        weights, states = run(weighting, gramians, losses, update)
         assert weights.shape[1:] in ((terms,), (terms, terms))
         assert weights.dtype == dtype
         assert_finite(weights)
@@ -145,7 +162,7 @@ def test_one_program_whether_eager_jitted_or_scanned(name):
     steps = STEPS if weighting.reads_losses else 2
     gramians, losses = problem(3, np.float64, steps)
     eager, states = run(weighting, gramians, losses)
-    jitted, _ = run(weighting, gramians, losses, jax.jit(weighting.update))
+    jitted, _ = run(weighting, gramians, losses, compiled(name, 3)[1])
     assert_close(jitted, eager, rtol=1e-10)
 
     def step(state, data):
@@ -165,14 +182,13 @@ def test_permuting_the_terms_permutes_the_weights(name):
         pytest.skip("the order of the terms is drawn: see the method's own tests")
     terms, order = 4, np.array([2, 0, 3, 1])
     gramians, losses = problem(terms, np.float64)
-    weighting = build(name, terms)
-    plain, _ = run(weighting, gramians, losses, jax.jit(weighting.update))
+    _, update = compiled(name, terms)
+    plain, _ = run(build(name, terms), gramians, losses, update)
     weighting = build(name, terms, order)
+    if any(np.shape(value) == (terms,) for value in required(name, terms).values()):
+        update = jax.jit(weighting.update)  # it names the terms
     permuted, _ = run(
-        weighting,
-        gramians[:, order][:, :, order],
-        losses[:, order],
-        jax.jit(weighting.update),
+        weighting, gramians[:, order][:, :, order], losses[:, order], update
     )
     expected = plain[:, order]
     if plain.ndim == 3:
@@ -187,9 +203,8 @@ def test_says_what_it_reads(name):
     gramians, losses = problem(3)
     state = weighting.init(3)
     seen, heard = read(weighting, gramians[0], losses[0])
-    update = jax.jit(weighting.update)
-    alone, _ = update(seen, state, losses=heard)
-    both, _ = update(gramians[0], state, losses=losses[0])
+    alone, _ = compiled(name, 3)[1](seen, state, losses=heard)
+    both, _ = jax.jit(weighting.update)(gramians[0], state, losses=losses[0])
     assert_identical(alone, both)
 
 
@@ -198,7 +213,8 @@ def test_extra_arguments_are_accepted(name):
     weighting = build(name, 3)
     gramians, losses = problem(3)
     state = weighting.init(3)
-    plain, _ = jax.jit(weighting.update)(gramians[0], state, losses=losses[0])
+    seen, heard = read(weighting, gramians[0], losses[0])
+    plain, _ = compiled(name, 3)[1](seen, state, losses=heard)
     more = functools.partial(weighting.update, value=1.0, something_else="x")
     extra, _ = jax.jit(more)(gramians[0], state, losses=losses[0])
     assert_identical(extra, plain)
@@ -211,7 +227,7 @@ def test_missing_losses_are_an_error(name):
     tx, grads = reweight(weighting, num_terms=3), jnp.ones((3, 2))
     state = tx.init(jnp.zeros(2))
     if not weighting.reads_losses:
-        tx.update(grads, state)
+        jax.eval_shape(tx.update, grads, state)
         return
     with pytest.raises(ValueError, match="losses") as error:
         tx.update(grads, state)
@@ -228,7 +244,7 @@ def test_zero_gradients_and_losses_stay_finite(name, terms, zero):
         gramians = jnp.zeros_like(gramians)
     if zero in ("losses", "both"):
         losses = jnp.zeros_like(losses)
-    weights, states = run(weighting, gramians, losses, jax.jit(weighting.update))
+    weights, states = run(weighting, gramians, losses, compiled(name, terms)[1])
     assert_finite(weights)
     assert_finite(states)
 
@@ -238,11 +254,11 @@ def test_batches_under_vmap(name):
     weighting = build(name, 3)
     gramians, losses = problem(3, steps=4)
     states = jax.vmap(lambda _: weighting.init(3))(jnp.arange(4))
-    update = jax.jit(lambda g, x, s: weighting.update(g, s, losses=x))
-    batch, _ = jax.vmap(update)(*read(weighting, gramians, losses), states)
+    together = jax.jit(jax.vmap(lambda g, x, s: weighting.update(g, s, losses=x)))
+    batch, _ = together(*read(weighting, gramians, losses), states)
     for i in range(4):
-        one = read(weighting, gramians[i], losses[i])
-        alone, _ = update(*one, weighting.init(3))
+        seen, heard = read(weighting, gramians[i], losses[i])
+        alone, _ = compiled(name, 3)[1](seen, weighting.init(3), losses=heard)
         assert_close(batch[i], alone, rtol=1e-5)
 
 

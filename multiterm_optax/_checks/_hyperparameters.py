@@ -1,0 +1,202 @@
+"""What a factory is given: numbers, choices, functions, transformations."""
+
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from multiterm_optax import _words
+
+
+def as_int(value: Any) -> int | None:
+    """Returns ``value`` as a Python int, or None for what is not one."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except (TypeError, jax.errors.JAXTypeError):
+        return None
+
+
+def static_int(
+    value: Any, argument: str, name: str, *, low: int, high: int | None = None
+) -> int:
+    """Returns ``value`` as a Python int within bounds."""
+    expected = f"at least {low}" if high is None else f"in [{low}, {high}]"
+    number = as_int(value)
+    if number is None:
+        found = _words.describe(value)
+        if isinstance(value, Tracer):
+            found = (
+                "a traced value; under optax.inject_hyperparams pass "
+                f"static_args=('{argument}',)"
+            )
+        raise TypeError(
+            f"{name}: {argument} must be a static Python int, {expected}, found "
+            f"{found}."
+        )
+    if number < low or (high is not None and number > high):
+        raise ValueError(f"{name}: {argument} must be {expected}, found {value!r}.")
+    return number
+
+
+def num_terms(value: Any, name: str) -> int:
+    """Returns ``value`` as a static int of at least 1."""
+    return static_int(value, "num_terms", name, low=1)
+
+
+def in_range(
+    value: Any,
+    argument: str,
+    name: str,
+    *,
+    low: float = -np.inf,
+    high: float = np.inf,
+    open_low: bool = False,
+    open_high: bool = False,
+    array: bool = False,
+) -> None:
+    """Refuses what is no number, or concrete and outside an interval; tracers pass.
+
+    ``array`` allows for several numbers.
+    """
+    interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+    try:  # NumPy reads None as an object, and digits in quotes as text
+        numbers = value if isinstance(value, Tracer) else np.asarray(value)
+    except (TypeError, ValueError):
+        numbers = np.asarray(None)
+    real = jnp.issubdtype(numbers.dtype, jnp.floating) or jnp.issubdtype(
+        numbers.dtype, jnp.integer
+    )
+    if not real or (numbers.ndim and not array):
+        raise TypeError(
+            f"{name}: {argument} must be a number, found {_words.describe(value)}."
+        )
+    if isinstance(numbers, Tracer):
+        return
+    numbers = numbers.astype(np.float64)
+    above = numbers > low if open_low else numbers >= low
+    below = numbers < high if open_high else numbers <= high
+    if not np.all(above & below):
+        raise ValueError(f"{name}: {argument} must be in {interval}, found {value!r}.")
+
+
+def decay(value: Any, argument: str, name: str) -> None:
+    """Refuses a decay rate outside [0, 1)."""
+    in_range(value, argument, name, low=0.0, high=1.0, open_high=True)
+
+
+def non_negative(value: Any, argument: str, name: str, *, array: bool = False) -> None:
+    """Refuses a negative or infinite value."""
+    in_range(value, argument, name, low=0.0, open_high=True, array=array)
+
+
+def one_of(value: Any, argument: str, name: str, choices: tuple[Any, ...]) -> None:
+    """Refuses a value that is none of the documented choices."""
+    # An array has no one answer to ``in``.
+    if isinstance(value, jax.Array | np.ndarray) or value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(
+            f"{name}: {argument} must be one of {listed}, found "
+            f"{_words.describe(value)}."
+        )
+
+
+def vector(value: Any, argument: str, name: str, count: int) -> jax.Array:
+    """Returns ``value`` as an array [K] of non-negative numbers."""
+    try:
+        array = jnp.asarray(value, dtype=jnp.result_type(float))
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name}: {argument} must be {count} numbers, one for each term, found "
+            f"{_words.describe(value)}."
+        ) from None
+    if array.shape != (count,):
+        raise ValueError(
+            f"{name}: {argument} must have shape ({count},), one value for each of "
+            f"num_terms={count} terms, found shape {array.shape}."
+        )
+    traced = any(isinstance(one, Tracer) for one in jax.tree.leaves(value))
+    non_negative(array if traced else value, argument, name, array=True)
+    return array
+
+
+def term_index(value: Any, argument: str, name: str, count: int) -> int:
+    """Returns ``value`` as the static index of a term."""
+    index = as_int(value)
+    if index is None:
+        raise TypeError(
+            f"{name}: {argument} must be None or the index of a term, found "
+            f"{_words.describe(value)}."
+        )
+    if not 0 <= index < count:
+        raise ValueError(
+            f"{name}: {argument} must be in [0, {count - 1}] for num_terms={count}, "
+            f"found {index}."
+        )
+    return index
+
+
+def floating_dtype(value: Any, argument: str, name: str) -> None:
+    """Refuses what is neither None nor a floating-point dtype."""
+    if value is None:
+        return
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"{name}: {argument} must be None or a floating-point dtype, found "
+            f"{value!r}."
+        )
+
+
+def function(value: Any, argument: str, name: str) -> None:
+    """Refuses what cannot be called."""
+    if not callable(value):
+        raise TypeError(
+            f"{name}: {argument} must be a function (itself, not what it returns), "
+            f"found {_words.describe(value)}."
+        )
+
+
+def transformation(value: Any, argument: str, name: str) -> None:
+    """Refuses what is not an Optax transformation."""
+    weighting = hasattr(value, "reads_gramian")  # which has init and update, too
+    if weighting or not (hasattr(value, "init") and hasattr(value, "update")):
+        hint = " A transformation with its weights is reweight(weighting, num_terms)."
+        raise TypeError(
+            f"{name}: {argument} must be an optax.GradientTransformation, found "
+            f"{_words.describe(value)}.{hint if weighting else ''}"
+        )
+
+
+def prng_key(value: Any, argument: str, name: str) -> tuple[jax.Array, Any]:
+    """Returns a key's uint32 data, which a state can hold, and its implementation."""
+    dtype, shape = getattr(value, "dtype", None), np.shape(value)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and not shape:
+        return jax.random.key_data(value), jax.random.key_impl(value)
+    raw = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    if dtype != raw.dtype or shape != raw.shape:
+        found = repr(value) if dtype is None else f"dtype {dtype} and shape {shape}"
+        raise TypeError(
+            f"{name}: {argument} must be one key, as jax.random.key(0) or "
+            f"jax.random.PRNGKey(0) make it, found {found}."
+        )
+    return jnp.asarray(value), None
+
+
+def for_each_leaf(
+    given: Any, tree: Any, argument: str, name: str, *, holds: str, like: str
+) -> Any:
+    """Returns ``given``, a tree like ``tree`` or a prefix of it, in full."""
+    try:
+        return jax.tree.broadcast(given, tree)
+    except ValueError as error:
+        raise ValueError(
+            f"{name}: {argument} must be a tree of {holds} with the structure of the "
+            f"{like}, {jax.tree.structure(tree)}, or a prefix of it, found "
+            f"{jax.tree.structure(given)}."
+        ) from error

@@ -1,0 +1,154 @@
+"""What comes with a step: updates, losses, the mask of the terms that are there."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import keystr
+
+from multiterm_optax import _words
+
+
+def _kind_of(value: Any) -> Any:
+    """Dtype of a number or an array, None for anything else."""
+    if hasattr(value, "dtype") or isinstance(value, int | float | complex):
+        return jnp.result_type(value)
+    return None
+
+
+def real(value: Any, argument: str, name: str) -> None:
+    """Refuses what is not real numbers: complex ones, booleans, text."""
+    kind = _kind_of(value)
+    if kind is None or not (
+        jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)
+    ):
+        raise TypeError(
+            f"{name}: {argument} must be real numbers, found "
+            f"{_words.describe(value) if kind is None else kind}."
+        )
+
+
+def floating(value: Any, argument: str, name: str, why: str = "") -> None:
+    """Refuses what is not of a real floating-point dtype."""
+    kind = _kind_of(value)
+    if kind is None or not jnp.issubdtype(kind, jnp.floating):
+        raise TypeError(
+            f"{name}: {argument} must be real floating point{why}, found "
+            f"{_words.describe(value) if kind is None else kind}."
+        )
+
+
+def present(value: Any, name: str, count: int) -> jax.Array | None:
+    """Returns the mask of the terms that are there in this step, or None for all."""
+    if value is None:
+        return None
+    try:
+        mask = jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name}: present must be an array of {count} booleans, in the order of "
+            f"the terms, found {_words.describe(value)}."
+        ) from None
+    if mask.dtype != jnp.bool_ or mask.shape != (count,):
+        raise ValueError(
+            f"{name}: present must be an array of booleans of shape ({count},), True "
+            f"where a term is there, found dtype {mask.dtype} and shape {mask.shape}."
+        )
+    return mask
+
+
+def present_in(value: Any, updates: Any, name: str) -> jax.Array | None:
+    """As :func:`present`, with the K of updates that :func:`term_axis` let pass."""
+    leaves = jax.tree.leaves(updates)
+    return present(value, name, jnp.shape(leaves[0])[0]) if leaves else None
+
+
+def term_axis(updates: Any, params: Any, name: str, count: int | None = None) -> None:
+    """Refuses updates whose leaves are not [K, *p] of real numbers.
+
+    With ``params`` at hand the whole shape is known; without, only that axis 0
+    has ``count`` entries, or as many in all leaves.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(updates)
+    shapes: list[tuple[int, ...] | None] = [None] * len(leaves)
+    if params is not None:
+        if jax.tree.structure(params) != structure:
+            hint = ""
+            if isinstance(updates, tuple) and len(updates) == 2:
+                hint = " value_and_term_grads returns the pair (losses, grads)."
+            raise ValueError(
+                f"{name}: updates must have the tree structure of params, "
+                f"{_words.difference(updates, params)}.{hint}"
+            )
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
+    for (path, leaf), shape in zip(leaves, shapes, strict=True):
+        _term_axis_leaf(jnp.shape(leaf), shape, f"updates{keystr(path)}", name, count)
+        floating(leaf, f"updates{keystr(path)}", name)
+        first, number = jnp.shape(leaves[0][1]), jnp.shape(leaf)[0]
+        if number != first[0]:
+            raise ValueError(
+                f"{name}: all updates must have the same number of terms, found "
+                f"{number} in updates{keystr(path)}, shape {jnp.shape(leaf)}, and "
+                f"{first[0]} in updates{keystr(leaves[0][0])}, shape {first}. Is the "
+                "term axis missing? It comes first in every leaf, shape (num_terms, "
+                "*parameter shape)."
+            )
+
+
+def _term_axis_leaf(
+    found: tuple[int, ...],
+    parameter: tuple[int, ...] | None,
+    leaf: str,
+    name: str,
+    count: int | None,
+) -> None:
+    lead = "num_terms" if count is None else str(count)
+    if parameter is None:
+        tail, fits = "*parameter shape", len(found) >= 1
+    else:
+        tail = ", ".join(map(str, parameter))
+        fits = len(found) == len(parameter) + 1 and found[1:] == parameter
+    if fits and (count is None or found[0] == count):
+        return
+    expected = f"({lead}, {tail})" if tail else f"({lead},)"
+    hint = "."
+    if found == parameter or (parameter is None and not found):
+        hint = f": {_words.MISSING}"
+    elif fits:
+        hint = f": num_terms={count}, but the term axis has {found[0]} entries."
+    raise ValueError(
+        f"{name}: {leaf} must have the term axis first, shape {expected}, found "
+        f"shape {found}{hint}"
+    )
+
+
+def term_axis_removed(stepped: Any, updates: Any, name: str) -> None:
+    """Refuses an inner transformation that does not turn [K, *p] into [*p]."""
+    hint = f". {_words.AGGREGATOR} is missing in inner."
+    _check_inner(stepped, updates, name, "remove the term axis", 1, hint)
+
+
+def shapes_kept(stepped: Any, updates: Any, name: str) -> None:
+    """Refuses an inner transformation, or its state, that changes the shapes."""
+    hint = f": its state was made for other parameters, or {_words.MISSING}"
+    _check_inner(stepped, updates, name, "keep the shapes of the updates", 0, hint)
+
+
+def _check_inner(
+    stepped: Any, updates: Any, name: str, task: str, removed: int, hint: str
+) -> None:
+    """Refuses what does not have the updates' shapes less some of their first axes."""
+    if jax.tree.structure(stepped) != jax.tree.structure(updates):
+        raise ValueError(
+            f"{name}: inner must keep the tree structure of the updates, "
+            f"{_words.difference(stepped, updates)}."
+        )
+    before = jax.tree_util.tree_leaves_with_path(updates)
+    for (path, leaf), new in zip(before, jax.tree.leaves(stepped), strict=True):
+        expected = jnp.shape(leaf)[removed:]
+        if jnp.shape(new) != expected:
+            raise ValueError(
+                f"{name}: inner must {task}, but updates{keystr(path)} goes in with "
+                f"shape {jnp.shape(leaf)} and comes out with shape {jnp.shape(new)}, "
+                f"expected {expected}{hint}"
+            )

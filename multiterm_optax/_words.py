@@ -1,0 +1,53 @@
+"""What the messages about bad input have in common: what was found, in words."""
+
+import inspect
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from jax.tree_util import keystr
+
+MISSING = (
+    "the term axis is missing. Per-term gradients come from "
+    "multiterm_optax.value_and_term_grads, and only one aggregator (K -> 1) may stand "
+    "in a chain."
+)
+AGGREGATOR = "An aggregator, sum_terms() or scale_by_max_adam(num_terms),"
+
+
+def describe(value: Any) -> str:
+    """A value in a few words: a repr may run over pages."""
+    if hasattr(value, "reads_gramian"):
+        return "a Weighting"
+    if hasattr(value, "init") and hasattr(value, "update"):
+        return "an optax.GradientTransformation"
+    if isinstance(value, Tracer | jax.Array | np.ndarray) and value.ndim:
+        return f"an array of shape {value.shape} and dtype {value.dtype}"
+    if not inspect.isfunction(value):
+        text = repr(value)
+        return text if len(text) <= 100 else f"{text[:100]}..."
+    found = f"the function {value.__qualname__}"
+    if "<" in value.__qualname__:
+        return found
+    # The likely slip: a factory that was not called.
+    parameters = inspect.signature(value).parameters.values()
+    required = any(one.default is one.empty for one in parameters)
+    return f"{found} (did you mean {value.__name__}({'...' if required else ''})?)"
+
+
+def difference(found: Any, expected: Any) -> str:
+    """Where two trees part: structures as a whole run over pages."""
+    one, other = (
+        {keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (found, expected)
+    )
+    extra, missing = sorted(one - other), sorted(other - one)
+    parts = []
+    for which, paths in (("without", missing), ("with", extra)):
+        if paths:
+            more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+            parts.append(f"{which} {paths[0] or 'a bare leaf'}{more}")
+    if parts:
+        return f"found a tree {', '.join(parts)}"
+    return f"{jax.tree.structure(expected)}, found {jax.tree.structure(found)}"

@@ -1,0 +1,88 @@
+"""NaN and infinity in one element of one term."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import multiterm_optax as mt
+from tests.bad_input._step import (
+    K,
+    build_weighting,
+    mtadam,
+)
+
+# The library's own messages, as a user without a type checker sees them.
+pytestmark = pytest.mark.usefixtures("own_errors")
+
+
+SPOILT = {"a": (K, 3), "b": (K, 2)}
+ROOM = {"a": jnp.zeros(3), "b": jnp.zeros(2)}
+
+
+def spoilt(value):
+    rng = np.random.default_rng(0)
+    out = {name: rng.normal(size=shape) for name, shape in SPOILT.items()}
+    out["a"][0, 1] = value
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), out)
+
+
+def where_not_finite(tree):
+    return {name: np.argwhere(~np.isfinite(x)).tolist() for name, x in tree.items()}
+
+
+def run_spoilt(tx, value, after=False):
+    """Where the update is not finite: in that step or in the next, which is sound."""
+    losses = jnp.ones(K)
+    update = jax.jit(tx.update)
+    updates, state = update(spoilt(value), tx.init(ROOM), ROOM, losses=losses)
+    if after:
+        updates, state = update(spoilt(1.0), state, ROOM, losses=losses)
+    return where_not_finite(updates)
+
+
+ELEMENT, TERM_ELEMENT = {"a": [[1]], "b": []}, {"a": [[0, 1]], "b": []}
+CLEAN = {"a": [], "b": []}
+
+# Stage: where it is not finite in the step itself, and in the next.
+STAYS_APART = {
+    "sum_terms": (mt.sum_terms, ELEMENT, CLEAN),
+    "scale_by_max_adam": (lambda: mt.scale_by_max_adam(K), ELEMENT, ELEMENT),
+    "own": (lambda: mt.scale_by_max_adam(K, reduction="own"), ELEMENT, ELEMENT),
+    "grad_drop": (lambda: mt.grad_drop(jax.random.key(0)), ELEMENT, CLEAN),
+    "balance_by_norm": (lambda: mt.balance_by_norm(K), TERM_ELEMENT, CLEAN),
+    "per_term": (
+        lambda: mt.per_term(optax.scale_by_adam(), K),
+        TERM_ELEMENT,
+        TERM_ELEMENT,
+    ),
+    "reweight, losses": (lambda: mt.reweight(mt.dwa(), K), TERM_ELEMENT, CLEAN),
+    "mtadam": (mtadam, ELEMENT, ELEMENT),
+    "metabalance": (lambda: mt.metabalance(optax.sgd(0.1), K), ELEMENT, CLEAN),
+    "ladatask": (lambda: mt.ladatask_rmsprop(0.1, K), ELEMENT, ELEMENT),
+    "apply_if_finite": (lambda: mt.apply_if_finite(mtadam(), K, 5), CLEAN, CLEAN),
+}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("stage", STAYS_APART)
+def test_one_element_that_is_not_finite(stage, value):
+    build, now, then = STAYS_APART[stage]
+    found = run_spoilt(build(), value)
+    # Divided by itself or by a norm, infinity may leave as a zero.
+    for name, places in found.items():
+        assert all(place in now[name] for place in places), found
+    if np.isnan(value):
+        assert found == now
+        assert run_spoilt(build(), value, after=True) == then
+
+
+@pytest.mark.parametrize("method", ["mgda", "pcgrad"])
+def test_a_gramian_keeps_what_is_not_finite_in_its_group(method):
+    by_leaf = run_spoilt(mt.reweight(build_weighting(method), K, "leaf"), np.nan)
+    assert by_leaf["b"] == []
+    assert [0, 1] in by_leaf["a"]
+    whole = mt.reweight(build_weighting(method), K)
+    kept = mt.apply_if_finite(mt.chain(whole, mt.sum_terms()), K, 5)
+    assert run_spoilt(kept, np.nan) == CLEAN

@@ -1,0 +1,100 @@
+"""Bad input: a clear error while tracing. What passes is tested in another file."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import optax
+import pytest
+
+import multiterm_optax as mt
+from tests import _factories
+from tests._asserts import (
+    assert_message,
+)
+from tests.bad_input import _refused_factories, _refused_losses, _refused_steps
+from tests.bad_input._step import (
+    K,
+    build_weighting,
+    grads,
+    step,
+)
+
+# The library's own messages, as a user without a type checker sees them.
+pytestmark = pytest.mark.usefixtures("own_errors")
+
+
+# Each message names who speaks, the argument, what was expected and what was found.
+REFUSED = {
+    **_refused_factories.REFUSED,
+    **_refused_steps.REFUSED,
+    **_refused_losses.REFUSED,
+}
+
+
+@cache
+def message(case):
+    call, error, _ = REFUSED[case]
+    with pytest.raises(error) as caught:
+        call()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_is_refused(case):
+    text = message(case)
+    assert_message(text, *REFUSED[case][2])
+    speaker = text.split(":")[0]
+    assert callable(getattr(mt, speaker.split(".")[0])) or speaker.startswith("metrics")
+    assert text.endswith((".", "?")), text
+    assert len(text) < 500, "nobody reads that much"
+
+
+def test_there_are_many():
+    assert len(REFUSED) >= 60
+
+
+LOSS_READERS = {
+    "softadapt": mt.softadapt,
+    "dwa": mt.dwa,
+    "lbtw": mt.lbtw,
+    "gradnorm": mt.gradnorm,
+    "uncertainty": mt.uncertainty,
+    "mgda, loss": lambda: mt.mgda("loss"),
+    "mgda, loss+": lambda: mt.mgda("loss+"),
+    "inexact_mgda, loss": lambda: mt.inexact_mgda(0.1, "loss"),
+}
+
+
+@pytest.mark.parametrize("method", LOSS_READERS)
+def test_missing_losses(method):
+    weighting = LOSS_READERS[method]()
+    for tx in (
+        mt.reweight(weighting, K),
+        mt.weighted(weighting, optax.sgd(0.1), K),
+        mt.multi_steps(mt.weighted(weighting, optax.sgd(0.1), K), K, 1),
+    ):
+        with pytest.raises(ValueError, match="reads the losses") as caught:
+            step(tx)
+        assert_message(
+            caught.value, "tx.update(grads, state, params, losses=losses)", "found none"
+        )
+
+
+def test_weightings_that_need_no_losses_are_known():
+    names = set(_factories.exported_functions("weightings"))
+    others = names - {name.split(",")[0] for name in LOSS_READERS}
+    for name in others:
+        step(mt.weighted(build_weighting(name), optax.sgd(0.1), 3), grads(3))
+
+
+def test_the_page_quotes_real_messages():
+    page = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
+    table = page.read_text().split("## Messages")[1].split("\n## ")[0]
+    quoted = re.findall(r"^\| `([^`]+)` \|", table, flags=re.MULTILINE)
+    assert len(quoted) > 15
+    messages = [message(case) for case in REFUSED]
+    messages.append("this weighting reads the losses")  # test_missing_losses
+    for quote in quoted:
+        parts = [part.strip() for part in quote.split("...")]
+        assert any(all(part in text for part in parts) for text in messages), quote

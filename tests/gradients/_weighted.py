@@ -1,0 +1,177 @@
+"""Losses, networks and references of the tests of value_and_weighted_grad."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import multiterm_optax
+from multiterm_optax import (
+    Weighting,
+)
+
+WAYS = ["leaf", "stack", "forward"]
+
+
+def make_params(dtype=None, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "a": jnp.asarray(rng.normal(size=(3, 2)), dtype or float),
+        "rest": [jnp.asarray(0.7, dtype or float), None],
+        "v": jnp.asarray([-1.0, 0.5, 1.0], dtype or float),
+    }
+
+
+def make_batch(seed=1):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(4, 3)), float)
+
+
+def fit(p, x):
+    return jnp.sum(jnp.tanh(x @ p["a"] + p["rest"][0]) ** 2)
+
+
+def size(p, x):
+    return jnp.sum(p["a"] ** 2) + p["rest"][0] ** 4
+
+
+def pull(p, x):
+    return jnp.sum(jnp.sin(p["v"] + p["a"][:, 0]) * x[0]) ** 2 + 0.1
+
+
+SEPARATE = [fit, size, pull]
+SEPARATE_GRADS = [jax.jit(jax.grad(f)) for f in SEPARATE]
+
+
+def as_dict(p, x):
+    return {"c": pull(p, x), "a": fit(p, x), "b": size(p, x)}  # sorted: a, b, c
+
+
+def as_stack(p, x):
+    return jnp.stack([f(p, x) for f in SEPARATE])
+
+
+def separate_grads(params, x):
+    """K calls of jax.grad."""
+    return [grad(params, x) for grad in SEPARATE_GRADS]
+
+
+def combination(weights, rows):
+    """The weighted sum of K gradients, in NumPy."""
+    weights = np.asarray(weights, np.float64)
+    total = weights.sum(0) if weights.ndim == 2 else weights
+    return jax.tree.map(
+        lambda *leaves: sum(
+            w * np.asarray(leaf, np.float64)
+            for w, leaf in zip(total, leaves, strict=True)
+        ),
+        *rows,
+    )
+
+
+def dots(rows):
+    """The gramian of K gradients, in NumPy float64."""
+    flat = np.stack(
+        [
+            np.concatenate([np.ravel(leaf).astype(np.float64) for leaf in leaves])
+            for leaves in map(jax.tree.leaves, rows)
+        ]
+    )
+    return flat @ flat.T
+
+
+def spy():
+    """A weighting that keeps the gramian it is given as its state."""
+    return Weighting(
+        lambda num_terms: jnp.zeros((num_terms, num_terms), float),
+        lambda gramian, state, **_: (jnp.ones(len(gramian), float), gramian),
+    )
+
+
+ARGUMENTS = {
+    "eps": 1e-3,
+    "key": jax.random.key(0),
+    "num_terms": 3,
+    "steps_per_epoch": 2,
+    "weights": np.array([1.0, 2.0, 0.5]),
+}
+
+
+def exported():
+    found = {}
+    for name, factory in vars(multiterm_optax).items():
+        if not inspect.isfunction(factory):
+            continue
+        signature = inspect.signature(factory)
+        if signature.return_annotation not in (Weighting, "Weighting"):
+            continue
+        required = [p for p, v in signature.parameters.items() if v.default is v.empty]
+        found[name] = lambda f=factory, r=required: f(**{p: ARGUMENTS[p] for p in r})
+    return found
+
+
+def network(width, layers, *, abstract=False):
+    shapes = {"w": (width, width), "b": (width,)}
+    if abstract:
+        make = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
+    else:
+        rng = np.random.default_rng(0)
+        make = lambda shape: jnp.asarray(  # noqa: E731
+            rng.normal(size=shape) / np.sqrt(width), jnp.float32
+        )
+    return [{k: make(s) for k, s in shapes.items()} for _ in range(layers)]
+
+
+def forward(layers, x):
+    for layer in layers:
+        x = jnp.tanh(x @ layer["w"] + layer["b"])
+    return x
+
+
+def column_losses(num_terms):
+    """K losses, each of one output of the network."""
+    return lambda layers, x: jnp.mean(
+        (forward(layers, x)[:, :num_terms] - 1) ** 2, axis=0
+    )
+
+
+def compiled(function, *args):
+    return jax.jit(function).lower(*args).compile()
+
+
+def flops(function, *args):
+    return compiled(function, *args).cost_analysis()["flops"]
+
+
+@jax.custom_vjp
+def doubled(w):
+    return 2 * w
+
+
+doubled.defvjp(lambda w: (2 * w, None), lambda _, g: (2 * g,))
+
+
+def make_heads(heads=3, width=24):
+    rng = np.random.default_rng(3)
+    return {
+        "trunk": network(width, 2),
+        "heads": {
+            f"h{i}": jnp.asarray(rng.normal(size=(width, 2)) / 5, jnp.float32)
+            for i in range(heads)
+        },
+    }
+
+
+def head_losses(params, x):
+    hidden = forward(params["trunk"], x)
+    return {k: jnp.mean((hidden @ h - 1) ** 2) for k, h in params["heads"].items()}
+
+
+SHARED = {
+    "prefix": {"trunk": True, "heads": False},
+    "callable": lambda params: {"trunk": [True, True], "heads": False},
+    "full": {
+        "trunk": [{"w": True, "b": True}] * 2,
+        "heads": {"h0": False, "h1": False, "h2": False},
+    },
+}

@@ -1,0 +1,109 @@
+"""Weights found from the parameters that the terms share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from multiterm_optax import (
+    constant,
+    value_and_weighted_grad,
+)
+from tests._asserts import (
+    assert_close,
+    assert_same_structure,
+)
+from tests.gradients._weighted import (
+    SHARED,
+    WAYS,
+    combination,
+    dots,
+    flops,
+    forward,
+    head_losses,
+    make_heads,
+    spy,
+)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("shared", SHARED)
+def test_heads_receive_their_own_gradient(shared, way):
+    params = make_heads()
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(16, 24)), jnp.float32)
+    weighted_grad = value_and_weighted_grad(
+        head_losses, spy(), gramian=way, shared=SHARED[shared]
+    )
+    _, grads, state = jax.jit(weighted_grad.update)(weighted_grad.init(3), params, x)
+    rows = [
+        jax.grad(lambda p, n=n: head_losses(p, x)[n])(params)
+        for n in ("h0", "h1", "h2")
+    ]
+    assert_close(state.weighting, dots([row["trunk"] for row in rows]), rtol=2e-6)
+    assert_same_structure(grads, params)
+    for i, head in enumerate(("h0", "h1", "h2")):
+        assert_close(grads["heads"][head], rows[i]["heads"][head], rtol=1e-6)
+
+    fixed = value_and_weighted_grad(
+        head_losses, constant([0.5, 0.0, 2.0]), shared=SHARED[shared]
+    )
+    _, grads, _ = jax.jit(fixed.update)(fixed.init(3), params, x)
+    trunk = combination([0.5, 0.0, 2.0], [row["trunk"] for row in rows])
+    assert_close(grads["trunk"], trunk, rtol=1e-5)
+    for i, head in enumerate(("h0", "h1", "h2")):
+        assert_close(grads["heads"][head], rows[i]["heads"][head], rtol=1e-6)
+
+
+def test_heads_cost_no_second_pass_through_the_trunk():
+    params, x = make_heads(), jnp.ones((16, 24))
+    trunk = {"trunk": True, "heads": False}
+    split = value_and_weighted_grad(head_losses, constant(jnp.ones(3)), shared=trunk)
+    whole = value_and_weighted_grad(head_losses, constant(jnp.ones(3)))
+    found = flops(split.update, split.init(3), params, x)
+    plain = flops(whole.update, whole.init(3), params, x)
+
+    # At most the cotangents of the three heads once more: their elementwise part.
+    def of_heads(heads, hidden):
+        losses = {k: jnp.mean((hidden @ h - 1) ** 2) for k, h in heads.items()}
+        return sum(losses.values())
+
+    heads = flops(jax.grad(of_heads), params["heads"], jnp.ones((16, 24)))
+    assert found - plain <= heads
+    assert found <= 1.05 * plain
+
+
+def test_shared_with_several_arguments():
+    def losses_fn(u, x, v):
+        return jnp.stack([jnp.sum(u * x) * v[0], jnp.sum(u**2) + v[1] ** 2])
+
+    u, x, v = jnp.array([1.0, 2.0]), jnp.array([3.0, 1.0]), jnp.array([2.0, 3.0])
+    weighted_grad = value_and_weighted_grad(
+        losses_fn, constant([2.0, 3.0]), argnums=(2, 0), shared=(False, True)
+    )
+    _, (dv, du), _ = weighted_grad.update(weighted_grad.init(2), u, x, v)
+    assert_close(du, 2 * 2 * x + 3 * 2 * u, rtol=1e-6)
+    assert_close(dv, jnp.array([5.0, 6.0]), rtol=1e-6)
+
+
+def test_weights_from_the_shared_features():
+    # MGDA's upper bound: the gramian of the features' gradients.
+    params = make_heads()
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(16, 24)), jnp.float32)
+
+    def losses_of(features, heads):
+        return {k: jnp.mean((features @ h - 1) ** 2) for k, h in heads.items()}
+
+    weighted_grad = value_and_weighted_grad(
+        losses_of, spy(), argnums=(0, 1), shared=(True, False)
+    )
+    features, pull_back = jax.vjp(lambda trunk: forward(trunk, x), params["trunk"])
+    _, (along, _), state = weighted_grad.update(
+        weighted_grad.init(3), features, params["heads"]
+    )
+    rows = [
+        jax.grad(lambda z, n=n: losses_of(z, params["heads"])[n])(features)
+        for n in ("h0", "h1", "h2")
+    ]
+    assert_close(state.weighting, dots(rows), rtol=1e-6)
+    total = jax.grad(lambda p: sum(head_losses(p, x).values()))(params)
+    assert_close(pull_back(along)[0], total["trunk"], rtol=1e-5)
