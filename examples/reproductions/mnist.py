@@ -18,7 +18,9 @@ def load(path=None):
     else:
         from sklearn.datasets import fetch_openml
 
-        x, y = fetch_openml("mnist_784", return_X_y=True, as_frame=False)
+        x, y = fetch_openml(
+            "mnist_784", return_X_y=True, as_frame=False, parser="liac-arff"
+        )
         x, y = x.reshape(-1, 28, 28), y.astype(np.int32)
         arrays = [x[:60_000], y[:60_000], x[60_000:], y[60_000:]]
     x_train, y_train, x_test, y_test = arrays
