@@ -1,0 +1,136 @@
+"""Every method of the library, as one way to train: ``method(losses_fn, setting)``.
+
+A method returns ``init(params) -> state`` and ``step(params, state, batch) -> (params,
+state)``. The library's defaults hold throughout, and Adam follows wherever a method
+takes an inner optimizer. Weightings find their weights first and go backward once with
+them (``value_and_weighted_grad``), the others take per-term gradients.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+import multiterm_optax as mt
+
+EPOCHS = 20  # a run has so many, for the methods that count in epochs
+EPS = 1e-3  # what inexact_mgda trusts a gradient to; it has no default
+
+
+class Setting(NamedTuple):
+    rate: Any  # may be traced
+    num_terms: int
+    steps: int
+    key: jax.Array
+    weights: Any  # [K], for static weights
+
+    @property
+    def epoch(self) -> int:
+        return max(self.steps // EPOCHS, 1)
+
+
+Method = Callable[[Callable[..., jax.Array], Setting], tuple[Callable, Callable]]
+
+
+def per_term(make: Callable[[Setting], Any]) -> Method:
+    """Of an optimizer that takes per-term gradients."""
+
+    def method(losses_fn, setting):
+        tx = make(setting)
+        value_and_grads = mt.value_and_term_grads(losses_fn)
+
+        def step(params, state, batch):
+            losses, grads = value_and_grads(params, batch)
+            updates, state = tx.update(grads, state, params, losses=losses)
+            return optax.apply_updates(params, updates), state
+
+        return tx.init, step
+
+    return method
+
+
+def weights_first(make: Callable[[Setting], mt.Weighting]) -> Method:
+    """Of a weighting, with Adam behind it."""
+
+    def method(losses_fn, setting):
+        tx = optax.adam(setting.rate)
+        weighted_grad = mt.value_and_weighted_grad(losses_fn, make(setting))
+
+        def init(params):
+            return weighted_grad.init(setting.num_terms), tx.init(params)
+
+        def step(params, state, batch):
+            weighting, inner = state
+            _, grads, weighting = weighted_grad.update(weighting, params, batch)
+            updates, inner = tx.update(grads, inner, params)
+            return optax.apply_updates(params, updates), (weighting, inner)
+
+        return init, step
+
+    return method
+
+
+def before_adatask(make: Callable[[Setting], mt.Weighting]) -> Method:
+    """A weighting as K -> K, then an Adam for each term."""
+
+    def chain(s):
+        adatask = mt.adatask(optax.adam(s.rate), s.num_terms)
+        return mt.chain(mt.reweight(make(s), s.num_terms), adatask)
+
+    return per_term(chain)
+
+
+# Adam on the sum under weights that stay as they are: what all others are held against.
+STATIC = weights_first(lambda s: mt.constant(s.weights))
+
+METHODS: dict[str, Method] = {
+    "equal weights": weights_first(lambda s: mt.equal()),
+    "mtadam": per_term(lambda s: mt.mtadam(s.rate, s.num_terms)),
+    "mtadam, one group": per_term(
+        lambda s: mt.mtadam(s.rate, s.num_terms, groups="global")
+    ),
+    "mtadam, not balanced": per_term(
+        lambda s: mt.chain(
+            mt.scale_by_max_adam(s.num_terms), optax.scale_by_learning_rate(s.rate)
+        )
+    ),
+    "balance_by_norm": per_term(
+        lambda s: mt.chain(
+            mt.balance_by_norm(s.num_terms), mt.sum_terms(), optax.adam(s.rate)
+        )
+    ),
+    "metabalance": per_term(lambda s: mt.metabalance(optax.adam(s.rate), s.num_terms)),
+    "adatask_adam": per_term(lambda s: mt.adatask_adam(s.rate, s.num_terms)),
+    "adatask_rmsprop": per_term(lambda s: mt.adatask_rmsprop(s.rate, s.num_terms)),
+    "adatask_adagrad": per_term(lambda s: mt.adatask_adagrad(s.rate, s.num_terms)),
+    "ladatask_rmsprop": per_term(lambda s: mt.ladatask_rmsprop(s.rate, s.num_terms)),
+    "pcgrad, adatask": before_adatask(lambda s: mt.pcgrad(s.key)),
+    "cagrad, adatask": before_adatask(lambda s: mt.cagrad()),
+    "mgda": weights_first(lambda s: mt.mgda()),
+    "mgda, l2": weights_first(lambda s: mt.mgda("l2")),
+    "inexact_mgda": per_term(
+        lambda s: mt.weighted(mt.inexact_mgda(EPS), optax.adam(s.rate), s.num_terms)
+    ),
+    "adaptive_mgda": per_term(
+        lambda s: mt.adaptive_mgda(
+            optax.adam(s.rate), s.num_terms, steps_per_epoch=s.epoch
+        )
+    ),
+    "cagrad": weights_first(lambda s: mt.cagrad()),
+    "upgrad": weights_first(lambda s: mt.upgrad()),
+    "dual_proj": weights_first(lambda s: mt.dual_proj()),
+    "pcgrad": weights_first(lambda s: mt.pcgrad(s.key)),
+    "grad_drop": per_term(lambda s: mt.chain(mt.grad_drop(s.key), optax.adam(s.rate))),
+    "gradnorm": weights_first(lambda s: mt.gradnorm()),
+    "uncertainty": weights_first(lambda s: mt.uncertainty()),
+    "uncertainty, network's rate": weights_first(
+        lambda s: mt.uncertainty(optax.adam(s.rate))
+    ),
+    "softadapt": weights_first(lambda s: mt.softadapt()),
+    "softadapt, loss-weighted": weights_first(
+        lambda s: mt.softadapt(loss_weighted=True)
+    ),
+    "dwa": weights_first(lambda s: mt.dwa(steps_per_epoch=s.epoch)),
+    "lbtw": weights_first(lambda s: mt.lbtw()),
+}

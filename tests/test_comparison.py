@@ -1,0 +1,170 @@
+"""The comparison runs, leaves no method out, and computes what its page says."""
+
+import ast
+import importlib.util
+import inspect
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import multiterm_optax as mt
+from multiterm_optax import optimizers, weightings
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "examples" / "comparison"
+FILES = ("comparison.json", "comparison.md", "comparison.png")
+
+
+def run(*options):
+    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, FOLDER / "run.py", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=env)
+
+
+def load(name):
+    """A module of the folder that imports none of its neighbours."""
+    spec = importlib.util.spec_from_file_location(
+        f"comparison_{name}", FOLDER / f"{name}.py"
+    )
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def fast(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("comparison")
+    found = run("--fast", "--out", folder)
+    assert found.returncode == 0, found.stderr
+    return folder
+
+
+@pytest.mark.slow  # eight programs to compile
+def test_fast_mode_saves_its_files(fast):
+    saved = {path.name for path in fast.iterdir()}
+    assert saved == {*FILES, "digits.json", "adatask.json"}
+    results = json.loads((fast / "comparison.json").read_text())
+    assert {len(found["methods"]) for found in results.values()} == {3}
+
+
+@pytest.mark.slow
+def test_what_was_run_is_not_run_again(fast):
+    before = (fast / "digits.json").stat().st_mtime_ns
+    found = run("--fast", "--out", fast, "--problems", "digits")
+    assert found.returncode == 0, found.stderr
+    assert (fast / "digits.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_results_of_other_settings_are_not_mixed_in(fast):
+    found = run("--out", fast, "--problems", "digits")
+    assert found.returncode != 0
+    assert "--out: expected results under" in found.stderr
+
+
+@pytest.mark.slow
+def test_tables_and_picture_are_drawn_again_from_the_results(fast, tmp_path):
+    found = run("--draw", fast / "comparison.json", "--out", tmp_path)
+    assert found.returncode == 0, found.stderr
+    for name in FILES[:2]:
+        assert (tmp_path / name).read_text() == (fast / name).read_text()
+    assert (tmp_path / "comparison.png").is_file()
+
+
+def makes_weights(function):
+    return inspect.signature(function).return_annotation is mt.Weighting
+
+
+def public_functions(module):
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and not name.startswith("_")
+    }
+
+
+def test_every_method_of_the_library_is_compared():
+    tree = ast.parse((FOLDER / "methods.py").read_text())
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "mt"
+    }
+    found = public_functions(weightings)
+    methods = {name for name, value in found.items() if makes_weights(value)}
+    methods |= set(public_functions(optimizers))
+    methods |= {"balance_by_norm", "grad_drop", "scale_by_max_adam"}
+    assert {"mgda", "mtadam", "softadapt", "uncertainty"} <= methods
+    assert methods - used == set()
+
+
+# --- the arithmetic of the report ---------------------------------------------------
+
+
+def static(better, equal=(9.0, 11.0), pool=4):
+    return {
+        "equal": {"validation": [0.9] * 5, "test": list(equal)},
+        "pool": pool,
+        "better": [{"validation": v, "test": list(t)} for v, t in better],
+    }
+
+
+def best_of_draws(better, equal, pool, drawn):
+    """The mean over every set of trials that can be drawn, one by one."""
+    trials = [*better, *[(np.inf, equal)] * (pool - len(better))]
+    best = [
+        min(chosen, key=lambda trial: trial[0])[1]
+        for chosen in itertools.combinations(trials, drawn)
+    ]
+    return np.mean(best, axis=0)
+
+
+@pytest.mark.parametrize("drawn", [1, 2, 3, 4])
+def test_static_scores_are_the_mean_over_all_draws(drawn):
+    report = load("report")
+    better = [(0.5, (3.0, 5.0)), (0.2, (4.0, 1.0)), (0.7, (8.0, 8.0))]
+    expected, _ = report.static_scores(static(better), 5 + drawn)
+    reference = best_of_draws(better, (9.0, 11.0), 4, drawn)
+    np.testing.assert_allclose(expected, reference, rtol=1e-12)
+
+
+@pytest.mark.parametrize("trials", [0, 4, 5])
+def test_the_first_static_trials_are_equal_weights(trials):
+    expected, spread = load("report").static_scores(static([(0.5, (3, 5))]), trials)
+    assert expected.tolist() == [9, 11]
+    assert spread == 1
+
+
+def test_more_trials_than_the_pool_holds_are_the_whole_pool():
+    report = load("report")
+    found = static([(0.5, (3.0, 5.0))])
+    many, _ = report.static_scores(found, 1000)
+    assert many.tolist() == [3, 5]
+
+
+def test_a_difference_counts_if_it_is_larger_than_twice_its_spread():
+    verdict = load("report").verdict
+    own = np.array([1.0, 2.0, 3.0])
+    assert verdict(own, own + 1) == -1
+    assert verdict(own, own - 1) == 1
+    assert verdict(own, own[::-1]) == 0
+    assert verdict(own, np.array([3.9, 3.9, 3.9])) == 0  # 1.9 and 1
+    assert verdict(own, np.array([4.1, 4.1, 4.1])) == -1
+    diverged = np.array([1.0, 2.0, np.inf])
+    assert verdict(diverged, own) == 1
+    assert verdict(own, diverged) == -1
+
+
+def test_equal_scores_share_a_rank_and_failures_come_last():
+    ranks = load("report").ranks
+    assert ranks([3.0, 1.0, np.inf, 3.0, np.inf]).tolist() == [2.5, 1, 4.5, 2.5, 4.5]
