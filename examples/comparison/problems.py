@@ -142,7 +142,7 @@ def dense(params, x):
 
 def adult(fast: bool) -> Problem:
     """Two labels of a person, one network. Seeds change the network and the batches."""
-    train, validation, test = borrowed("adult").load()
+    train, validation, test = borrowed("adult").load(stand_in=fast)
     parts = {"train": train, "validation": validation, "test": test}
 
     def losses_fn(params, batch):
@@ -179,7 +179,9 @@ def multimnist(fast: bool) -> Problem:
     sizes = (100, 50, 50) if fast else (4000, 1000, 2000)
 
     def make_data(seed):
-        x, y, x_test, y_test = source.load(sum(sizes[:2]), sizes[2], seed)
+        x, y, x_test, y_test = source.load(
+            sum(sizes[:2]), sizes[2], seed, stand_in=fast
+        )
         x, x_test = (
             part.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4)).reshape(-1, 196)
             for part in (x, x_test)

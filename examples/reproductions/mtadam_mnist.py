@@ -235,7 +235,7 @@ class Trainer:
 
 def main():
     args = arguments(__doc__, seeds=3)
-    x, y, x_test, y_test = mnist.load()
+    x, y, x_test, y_test = mnist.load(stand_in=args.fast)
     data = ((x - MEAN) / SD, y, (x_test - MEAN) / SD, y_test)
     held_out, tuning, seeds = 5000, 200, args.seeds
     steps = (len(data[0]) - held_out) // BATCH

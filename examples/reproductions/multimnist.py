@@ -6,14 +6,14 @@ import numpy as np
 SIDE, SHIFT = 28, 4
 
 
-def load(count=10_000, test=5_000, seed=0, path=None):
+def load(count=10_000, test=5_000, seed=0, path=None, stand_in=False):
     """Images [N, 28, 28] in [0, 1] and labels [N, 2], for training and for the test.
 
     Labels are those of the digit in the upper left and of the one in the lower right.
     No digit is used twice as long as there are enough: 60,000 for training, 10,000 for
-    the test, two an image.
+    the test, two an image. As a ``stand_in``, pairs of scikit-learn's digits.
     """
-    x, y, x_test, y_test = mnist.load(path)
+    x, y, x_test, y_test = mnist.load(path, stand_in)
     rng = np.random.default_rng(seed)
     train = overlay(x, y, count, rng)
     return *train, *overlay(x_test, y_test, test, rng)

@@ -155,7 +155,9 @@ def main():
     if args.fast:
         images, tests, epochs, seeds = 300, 200, 2, 1
         names = ["fixed, 0", "fixed, 0.0001", "fixed, 1", "loss-weighted"]
-    x, y, x_test, y_test = (jnp.asarray(part) for part in mnist.load())
+    x, y, x_test, y_test = (
+        jnp.asarray(part) for part in mnist.load(stand_in=args.fast)
+    )
     x, x_test = x.reshape(-1, PIXELS), x_test.reshape(-1, PIXELS)
     classified = (x[:images], y[:images], 1) if args.fast else (x, y, 3)
     classifier = jax.jit(train_classifier, static_argnums=2)(*classified)
