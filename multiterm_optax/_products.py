@@ -42,6 +42,10 @@ def gramian(*leaves: Shaped[Array, "K ..."], num_terms: int) -> Gramian:
     dtype = accumulator_dtype(*leaves)
     total = jnp.zeros((num_terms, num_terms), dtype)
     for leaf in leaves:
+        if num_terms > _MAX_PAIRED:
+            # XLA:CPU copies the factors of a matrix product. Left to itself it makes
+            # the copies of all leaves first, and then holds two of every gradient.
+            leaf, total = jax.lax.optimization_barrier((leaf, total))
         total = total + _gramian(_shardings.on_one_device(leaf), dtype)
     return total
 

@@ -96,3 +96,14 @@ def test_no_copy_of_leaves_that_are_not_stacked(monkeypatch, terms):
     find = jax.jit(lambda *rows: _products.gramian_of_rows(rows, num_terms=terms))
     copied = find.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
     assert copied <= 0.1 * 4 * terms * 1200 * 1200
+
+
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 12), reason="older XLA makes all copies first"
+)
+@pytest.mark.parametrize("terms", [12, 64])
+def test_copies_of_many_small_leaves_are_not_held_at_once(terms):
+    one = 4 * terms * 200 * 200
+    shapes = [jax.ShapeDtypeStruct((terms, 200, 200), jnp.float32)] * 25
+    copied = fresh_gramian().lower(shapes).compile().memory_analysis()
+    assert copied.temp_size_in_bytes <= 4 * one
