@@ -140,7 +140,6 @@ def method(
     reads_losses: bool = False,
     by_term: tuple[str, ...] = (),
     extra_args: tuple[str, ...] = (),
-    num_terms_in: Callable[[Any], int] | None = None,
 ) -> Weighting:
     """A weighting from what is a method's own.
 
@@ -155,8 +154,6 @@ def method(
       by_term: Fields of the state whose last axis is that of the terms.
       extra_args: Names of the extra arguments of ``update`` that ``find`` reads from
         ``problem.extra_args``, where they are if they were passed.
-      num_terms_in: From the state to K; None: from the fields ``by_term``, or from the
-        arguments of ``update``.
     """
 
     def update(
@@ -167,12 +164,10 @@ def method(
         present: Any = None,
         **others: Any,
     ) -> tuple[Weights | Mixing, State]:
-        if num_terms_in is not None:
-            num_terms = num_terms_in(state)
-        elif by_term:
+        if by_term:
             num_terms = getattr(state, by_term[0]).shape[-1]
         else:
-            num_terms = _count(gramian, losses, present, name)
+            num_terms = _count(gramian, losses, present)
         present = _checks.present(present, name, num_terms)
         problem = Problem(num_terms, present)
         if reads_losses:
@@ -180,7 +175,7 @@ def method(
             losses = losses.astype(jnp.result_type(float))
             problem = problem._replace(losses=_terms.only_present(present, losses))
         if reads_gramian or reads_norms:
-            _check_products(gramian, num_terms, reads_gramian, name)
+            gramian = _products(gramian, num_terms, reads_gramian, name)
             norms = gramian if gramian.ndim == 1 else jnp.diagonal(gramian)
             problem = problem._replace(squared_norms=problem.only_present(norms))
         if reads_gramian:
@@ -219,28 +214,28 @@ def _constant(problem: Problem) -> Problem:
     return problem._replace(gramian=gramian, squared_norms=norms, losses=losses)
 
 
-def _count(gramian: Any, losses: Any, present: Any, name: str) -> int:
-    """The number of terms of a method whose state does not tell it."""
+def _count(gramian: Any, losses: Any, present: Any) -> int:
+    """The number of terms where the state does not tell it; 0 if nothing does."""
     for value in (gramian, present):
         if value is not None:
             return jnp.shape(value)[-1]
     leaves = jax.tree.leaves(losses)
     if len(leaves) == 1 and jnp.ndim(leaves[0]) == 1:
         return jnp.shape(leaves[0])[0]
-    if leaves:
-        return len(leaves)
-    raise ValueError(f"{name}: gramian must be an array [K, K], found None.")
+    return len(leaves)
 
 
-def _check_products(gramian: Any, num_terms: int, whole: bool, name: str) -> None:
-    expected = [(num_terms, num_terms)] + [(num_terms,)] * (not whole)
-    if gramian is None or jnp.shape(gramian) not in expected:
-        shapes = " or ".join(map(str, expected))
+def _products(gramian: Any, num_terms: int, whole: bool, name: str) -> jax.Array:
+    """The gramian, or the squared norms, as an array of the right shape."""
+    shapes = [(num_terms, num_terms)] + [(num_terms,)] * (not whole)
+    if gramian is None or jnp.shape(gramian) not in shapes:
+        wanted = "[K, K]" if whole else "[K, K], or its diagonal [K]"
         found = "None" if gramian is None else f"shape {jnp.shape(gramian)}"
         raise ValueError(
-            f"{name}: gramian must have shape {shapes} for num_terms={num_terms}, "
+            f"{name}: gramian must be an array {wanted}, with num_terms={num_terms}, "
             f"found {found}."
         )
+    return jnp.asarray(gramian)
 
 
 def check(weighting: Any, name: str, argument: str = "weighting") -> None:

@@ -80,8 +80,6 @@ def by_norm(
         anchor = _checks.term_index(anchor, "anchor", name)
     if norm_init is not None:
         _checks.non_negative(norm_init, "norm_init", name)
-    if weights is not None:
-        _checks.non_negative(weights, "weights", name, array=True)
 
     def init(num_terms: int) -> ByNormState:
         if anchor is not None:

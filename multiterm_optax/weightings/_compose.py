@@ -11,16 +11,9 @@ from multiterm_optax._weighting import Problem, Weighting
 
 
 class ComposeState(NamedTuple):
-    """State of :func:`compose`.
-
-    Attributes:
-      parts: The states of the weightings, in their order.
-      factors: What each of them found in the last step, weights [K] or a matrix [K, K];
-        ones, or the identity, before the first.
-    """
+    """State of :func:`compose`: those of the weightings, in their order."""
 
     parts: tuple[Any, ...]
-    factors: tuple[Any, ...]
 
 
 def compose(*weightings: Weighting) -> Weighting:
@@ -62,14 +55,7 @@ def compose(*weightings: Weighting) -> Weighting:
         _weighting.check(one, name, f"weightings[{i}]")
 
     def init(num_terms: int) -> ComposeState:
-        parts = tuple(one.init(num_terms) for one in weightings)
-        return ComposeState(
-            parts,
-            factors=tuple(
-                _weighting.neutral_weights(one, part, num_terms)
-                for one, part in zip(weightings, parts, strict=True)
-            ),
-        )
+        return ComposeState(tuple(one.init(num_terms) for one in weightings))
 
     def find(
         problem: Problem, state: ComposeState
@@ -78,7 +64,7 @@ def compose(*weightings: Weighting) -> Weighting:
         if products is None:
             products = problem.squared_norms
         losses, total = problem.losses, None
-        parts, factors = [], []
+        parts = []
         for i, one in enumerate(weightings):
             weights, part = _weighting.weights_from(
                 one,
@@ -91,8 +77,7 @@ def compose(*weightings: Weighting) -> Weighting:
             products, losses = _left(weights, products, losses)
             total = weights if total is None else _after(weights, total)
             parts.append(part)
-            factors.append(weights.astype(state.factors[i].dtype))
-        return total, ComposeState(tuple(parts), tuple(factors))
+        return total, ComposeState(tuple(parts))
 
     names = [_weighting.extra_arguments(one) for one in weightings]
     return _weighting.method(
@@ -103,7 +88,6 @@ def compose(*weightings: Weighting) -> Weighting:
         reads_norms=any(one.reads_norms for one in weightings),
         reads_losses=any(one.reads_losses for one in weightings),
         extra_args=tuple(dict.fromkeys(itertools.chain(*names))),
-        num_terms_in=lambda state: state.factors[0].shape[-1],
     )
 
 
