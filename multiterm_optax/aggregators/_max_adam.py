@@ -170,9 +170,7 @@ def scale_by_max_adam(
             return corrected
 
         def step(mu: jax.Array, reduced: jax.Array) -> jax.Array:
-            root = jnp.sqrt(reduced + eps_root) + eps
-            # Nothing accumulated and eps = 0: no gradient, no step.
-            return jnp.where(root == 0, 0, mu / jnp.where(root == 0, 1, root))
+            return _terms.quotient(mu, jnp.sqrt(reduced + eps_root) + eps)
 
         def total(update: TermLeaf, mu: jax.Array, reduced: jax.Array) -> Leaf:
             if own:

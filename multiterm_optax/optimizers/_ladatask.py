@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from multiterm_optax import _checks, _groups, _terms
+from multiterm_optax import _checks, _groups, _products, _terms
 from multiterm_optax._groups import Groups
 from multiterm_optax._typing import Leaf, Norms, Scalar, TermLeaf
 from multiterm_optax.optimizers import _finish
@@ -137,8 +137,7 @@ def _scale_by_ladatask(
         over = shares.astype(nu.dtype).reshape(-1, *(1,) * nu.ndim)
         own = over * jnp.sqrt(nu)
         root = jnp.sqrt(own * own + eps) if eps_in_sqrt else own + eps
-        # Nothing accumulated and eps = 0: no gradient, no step.
-        moved = jnp.where(root == 0, 0, wide / jnp.where(root == 0, 1, root))
+        moved = _terms.quotient(wide, root)
         return _terms.sum_terms(moved).astype(update.dtype)
 
     def init_fn(params: optax.Params) -> ScaleByLAdaTaskState:
@@ -179,9 +178,7 @@ def _scale_by_ladatask(
             whole: jax.Array,
             moments: list[jax.Array],
         ) -> tuple[list[jax.Array], Norms, jax.Array]:
-            squared = sum(
-                map(_terms.squared_norms, leaves), start=jnp.zeros_like(contributions)
-            )
+            squared = _products.squared_norms(*leaves, num_terms=num_terms)
             # Without it XLA reads the gradients twice, once for each use.
             squared = jax.lax.optimization_barrier(squared)
             whole = average(whole, jnp.sum(squared))
