@@ -47,7 +47,7 @@ def squared_norms(leaf: TermLeaf) -> Norms:
 
 
 def only_present(present: Bool[Array, " K"] | None, leaf: TermLeaf) -> TermLeaf:
-    """Zeros in place of absent terms, whatever they hold; all are there for None."""
+    """Zeros in place of absent terms, whatever they hold; None: all are present."""
     if present is None:
         return leaf
     return jnp.where(_each(present, leaf), leaf, jnp.zeros([], leaf.dtype))

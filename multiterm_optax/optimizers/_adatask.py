@@ -39,8 +39,8 @@ def adatask(
 
     Raises:
       TypeError: ``inner`` is not a transformation.
-      ValueError: ``num_terms`` is not positive, or an update has not the term axis
-        first.
+      ValueError: ``num_terms`` is not positive, or an update lacks the leading term
+        axis.
 
     Source:
       Yang et al., "AdaTask: A Task-Aware Adaptive Learning Rate Approach to
@@ -99,8 +99,8 @@ def adatask_adam(
       K = 1 it is :func:`optax.adam`, or :func:`optax.adamw`.
 
     Raises:
-      ValueError: A hyperparameter is out of range, or an update has not the term axis
-        first.
+      ValueError: A hyperparameter is out of range, or an update lacks the leading term
+        axis.
 
     Source:
       Yang et al., "AdaTask", AAAI 2023, Alg. 2 and Eq. 7.
@@ -167,8 +167,8 @@ def adatask_rmsprop(
       K = 1 it is ``optax.rmsprop(decay=decay, eps=eps, eps_in_sqrt=eps_in_sqrt)``.
 
     Raises:
-      ValueError: A hyperparameter is out of range, or an update has not the term axis
-        first.
+      ValueError: A hyperparameter is out of range, or an update lacks the leading term
+        axis.
 
     Source:
       Yang et al., "AdaTask", AAAI 2023, Alg. 2 and Eq. 5.
@@ -227,8 +227,8 @@ def adatask_adagrad(
       An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p].
 
     Raises:
-      ValueError: A hyperparameter is out of range, or an update has not the term axis
-        first.
+      ValueError: A hyperparameter is out of range, or an update lacks the leading term
+        axis.
 
     Source:
       Yang et al., "AdaTask", AAAI 2023, Alg. 2 and Eq. 5.
