@@ -47,7 +47,7 @@ def squared_norms(leaf: TermLeaf) -> Norms:
 
 
 def only_present(present: Bool[Array, " K"] | None, leaf: TermLeaf) -> TermLeaf:
-    """Zeros in place of absent terms, whatever they hold; all are there for None."""
+    """Zeros in place of absent terms, whatever they hold; None: all are present."""
     if present is None:
         return leaf
     return jnp.where(_each(present, leaf), leaf, jnp.zeros([], leaf.dtype))
@@ -66,8 +66,8 @@ def keep_absent(
 
 def _each(present: Bool[Array, " K"], leaf: TermLeaf) -> Bool[Array, "K ..."]:
     # On explicit axes a condition must lie as what it chooses from.
-    there = present.reshape(-1, *(1,) * (leaf.ndim - 1))
-    return there & jnp.ones_like(leaf, dtype=bool)
+    mask = present.reshape(-1, *(1,) * (leaf.ndim - 1))
+    return mask & jnp.ones_like(leaf, dtype=bool)
 
 
 def mix(weights: Weights | Mixing, leaf: TermLeaf) -> TermLeaf:
@@ -86,6 +86,12 @@ def scale(factors: Float[Array, " K"], leaf: TermLeaf) -> TermLeaf:
     wide = factors.astype(accumulator_dtype(leaf, factors))
     scaled = wide.reshape(-1, *(1,) * (leaf.ndim - 1)) * leaf
     return scaled.astype(leaf.dtype)
+
+
+def quotient(numerator: Array, denominator: Array) -> Array:
+    """The ratio, and 0 where the denominator is."""
+    nonzero = denominator != 0
+    return jnp.where(nonzero, numerator / jnp.where(nonzero, denominator, 1), 0)
 
 
 def sum_terms(leaf: TermLeaf) -> Leaf:

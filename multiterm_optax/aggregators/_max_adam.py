@@ -9,7 +9,8 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from multiterm_optax import _checks, _terms
+from multiterm_optax import _checks, _stages, _terms
+from multiterm_optax._stages import Step
 from multiterm_optax._typing import Leaf, Scalar, TermLeaf
 
 
@@ -49,9 +50,8 @@ def scale_by_max_adam(
 
     .. math:: u = \sum_i \frac{\hat m_i}{\sqrt{\max_j \hat v_j} + \epsilon} .
 
-    :math:`\sum_i \hat m_i` is the bias-corrected moving average of
-    :math:`\sum_i g_i`, so that one first moment serves all terms: K + 1 buffers of
-    the parameters' size, not 2K, exactly. K equal terms step K times as far as one.
+    One first moment serves all terms exactly: K + 1 copies of the parameters, not 2K.
+    K equal terms step K times as far as one.
 
     Args:
       num_terms: K, the number of terms.
@@ -61,26 +61,21 @@ def scale_by_max_adam(
       eps_root: Added inside the square root.
       reduction: ``"max"``: as above. ``"mean"``: the mean of the :math:`\hat v_j`
         of the terms seen so far (the paper's ablation v). ``"own"``: each term by its
-        own :math:`\hat v_i` (ablation iv, AdaTask's Adam), which needs 2K buffers.
-      amsgrad: Keep the largest reduced :math:`\hat v` seen, as
-        :func:`optax.scale_by_amsgrad` does.
+        own :math:`\hat v_i` (ablation iv, AdaTask's Adam), which needs 2K copies.
+      amsgrad: Keep the largest reduced :math:`\hat v`, as in
+        :func:`optax.scale_by_amsgrad`.
       mu_dtype: Dtype of the first moment; ``None``: the parameter's.
-
-    A term that is absent keeps its second moment, corrected by the number of steps in
-    which it was present. The first moment belongs to all terms: an absent one adds
-    nothing, and what it gave before fades as ever. As long as it lasts it must be
-    divided by the second moment it came with, so that an absent term stays in the
-    maximum (and in the mean) once it has been seen. With ``"own"`` an absent term's
-    moments stay and it takes no step. With all terms absent the momentum alone moves.
 
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates [\*p] of the
       same dtypes. With K = 1 it is :func:`optax.scale_by_adam`. ``update`` takes the
-      extra argument ``present``, K booleans.
+      extra argument ``present``, K booleans: an absent term adds nothing to the first
+      moment and keeps its second one, which stays in the maximum (and in the mean).
+      With ``"own"`` it keeps both and takes no step.
 
     Raises:
-      ValueError: A hyperparameter is out of range, or an update has not the term axis
-        first.
+      ValueError: A hyperparameter is out of range, or an update lacks the leading term
+        axis.
 
     Source:
       Malkiel and Wolf, "MTAdam: Automatic Balancing of Multiple Training Loss
@@ -127,19 +122,10 @@ def scale_by_max_adam(
         )
 
     def update_fn(
-        updates: optax.Updates,
-        state: ScaleByMaxAdamState,
-        params: optax.Params | None = None,
-        *,
-        present: Any = None,
-        **extra_args: Any,
+        step: Step, state: ScaleByMaxAdamState
     ) -> tuple[optax.Updates, ScaleByMaxAdamState]:
-        del extra_args
-        _checks.term_axis(updates, params, name, num_terms)
-        _checks.state(state, init_fn, updates, name)
-        present = _checks.present(present, name, num_terms)
-        updates = jax.tree.map(partial(_terms.only_present, present), updates)
-        keep_absent = partial(_terms.keep_absent, present)
+        updates = step.updates
+        keep_absent = partial(_terms.keep_absent, step.present)
         count = optax.safe_increment(state.count)
         term_counts = keep_absent(
             optax.safe_increment(state.term_counts), state.term_counts
@@ -169,16 +155,14 @@ def scale_by_max_adam(
                 return _terms.sum_terms(corrected) / seen
             return corrected
 
-        def step(mu: jax.Array, reduced: jax.Array) -> jax.Array:
-            root = jnp.sqrt(reduced + eps_root) + eps
-            # Nothing accumulated and eps = 0: no gradient, no step.
-            return jnp.where(root == 0, 0, mu / jnp.where(root == 0, 1, root))
+        def ratio(mu: jax.Array, reduced: jax.Array) -> jax.Array:
+            return _terms.quotient(mu, jnp.sqrt(reduced + eps_root) + eps)
 
         def total(update: TermLeaf, mu: jax.Array, reduced: jax.Array) -> Leaf:
             if own:
-                mu = _terms.only_present(present, _terms.scale(correct_mu, mu))
-                return _terms.sum_of_terms(step, mu, reduced).astype(update.dtype)
-            return step(mu * correct_mu, reduced).astype(update.dtype)
+                mu = _terms.only_present(step.present, _terms.scale(correct_mu, mu))
+                return _terms.sum_of_terms(ratio, mu, reduced).astype(update.dtype)
+            return ratio(mu * correct_mu, reduced).astype(update.dtype)
 
         mu = jax.tree.map(first_moment, updates, state.mu)
         nu = jax.tree.map(second_moment, updates, state.nu)
@@ -193,7 +177,7 @@ def scale_by_max_adam(
         mu = optax.tree.cast_like(mu, state.mu)
         return stepped, ScaleByMaxAdamState(count, term_counts, mu, nu, nu_max)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return _stages.stage(name, num_terms, init_fn, update_fn)
 
 
 def _bias_correction(decay: Scalar, count: jax.Array) -> jax.Array:

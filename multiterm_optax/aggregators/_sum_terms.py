@@ -1,12 +1,10 @@
 """The plainest aggregator."""
 
-from functools import partial
-from typing import Any
-
 import jax
 import optax
 
-from multiterm_optax import _checks, _terms
+from multiterm_optax import _stages, _terms
+from multiterm_optax._stages import Step
 
 
 def sum_terms() -> optax.GradientTransformationExtraArgs:
@@ -32,20 +30,12 @@ def sum_terms() -> optax.GradientTransformationExtraArgs:
       >>> updates.tolist()
       [11.0, 22.0]
     """
-    name = "sum_terms"
 
     def update_fn(
-        updates: optax.Updates,
-        state: optax.EmptyState,
-        params: optax.Params | None = None,
-        *,
-        present: Any = None,
-        **extra_args: Any,
+        step: Step, state: optax.EmptyState
     ) -> tuple[optax.Updates, optax.EmptyState]:
-        del extra_args
-        _checks.term_axis(updates, params, name)
-        present = _checks.present_in(present, updates, name)
-        updates = jax.tree.map(partial(_terms.only_present, present), updates)
-        return jax.tree.map(_terms.sum_terms, updates), state
+        return jax.tree.map(_terms.sum_terms, step.updates), state
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
+    return _stages.stage(
+        "sum_terms", None, optax.init_empty_state, update_fn, checks_state=False
+    )

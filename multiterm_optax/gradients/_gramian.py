@@ -21,7 +21,11 @@ from multiterm_optax.gradients._passes import Passes
 Way = Literal["leaf", "stack", "forward"]
 WAYS = (None, "leaf", "stack", "forward")
 
-_PASSES: dict[Way, Passes] = {"leaf": "unroll", "stack": "vmap", "forward": "loop"}
+_PASSES: dict[Way | None, Passes] = {
+    "leaf": "unroll",
+    "stack": "vmap",
+    "forward": "loop",
+}
 
 
 def gramian_of(
@@ -38,7 +42,7 @@ def gramian_of(
 
     ``shared`` says for each leaf of ``primals`` whether it takes part; None: all do.
     """
-    passes = _PASSES[way] if way else _choose(linear, primals, num_terms)
+    passes = _PASSES.get(way) or _choose(linear, primals, num_terms)
     if passes == "loop":
         return _forward(linear, primals, losses, num_terms, shared, name)
     if passes == "unroll":
@@ -46,15 +50,8 @@ def gramian_of(
         rows = _passes.unrolled(linear, primals, num_terms)
         parts = zip(*(_chosen(row, shared) for row in rows), strict=True)
         return _products.gramian_of_rows(*parts, num_terms=num_terms)
-    leaves = _passes.of_each_term(
-        lambda grads: _chosen(grads, shared),
-        linear,
-        primals,
-        losses,
-        num_terms,
-        passes,
-    )
-    return _products.gramian(*leaves, num_terms=num_terms)
+    grads = _passes.of_each_term(linear, primals, losses, num_terms, passes)
+    return _products.gramian(*_chosen(grads, shared), num_terms=num_terms)
 
 
 def squared_norms_of(
@@ -72,13 +69,14 @@ def squared_norms_of(
     No way needs a forward derivative, and so none refuses a function.
     """
     del name
-    passes = _PASSES[way] if way else _passes.choose(linear, primals, num_terms)
 
     def squared(grads: Any) -> jax.Array:
         leaves = (leaf[None] for leaf in _chosen(grads, shared))
         return _products.squared_norms(*leaves, num_terms=1)[0]
 
-    return _passes.of_each_term(squared, linear, primals, losses, num_terms, passes)
+    return _passes.of_each_term(
+        linear, primals, losses, num_terms, _PASSES.get(way), squared
+    )
 
 
 def _chosen(grads: Any, shared: list[bool] | None) -> list[jax.Array]:
@@ -104,18 +102,15 @@ def _forward(
 
     def column(grads: Any) -> jax.Array:
         if shared is not None:
-            leaves, structure = jax.tree.flatten(grads)
-            grads = structure.unflatten(
-                [
-                    leaf if flag else jnp.zeros_like(leaf)
-                    for leaf, flag in zip(leaves, shared, strict=True)
-                ]
+            flags = jax.tree.structure(grads).unflatten(shared)
+            grads = jax.tree.map(
+                lambda flag, grad: grad if flag else jnp.zeros_like(grad), flags, grads
             )
         along = jax.tree.leaves(linear(*grads))
         flat = [jnp.asarray(leaf, dtype) for leaf in along]
         return flat[0] if flat[0].ndim else jnp.stack(flat)
 
-    columns = _passes.of_each_term(column, linear, primals, losses, num_terms, "loop")
+    columns = _passes.of_each_term(linear, primals, losses, num_terms, "loop", column)
     return (columns + columns.T) / 2  # each product was found twice
 
 

@@ -45,14 +45,15 @@ def unrolled(
 
 
 def of_each_term(
-    function: Callable[[Any], Any],
     linear: Callable[..., Any],
     primals: tuple[Any, ...],
     losses: Any,
     num_terms: int,
-    passes: Passes,
+    passes: Passes | None,
+    function: Callable[[Any], Any] = lambda grads: grads,
 ) -> Any:
     """What ``function`` makes of each term's gradients, stacked."""
+    passes = passes or choose(linear, primals, num_terms)
     if passes == "unroll":
         found = map(function, unrolled(linear, primals, num_terms))
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)

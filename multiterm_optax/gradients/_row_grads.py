@@ -16,7 +16,7 @@ from multiterm_optax.gradients._passes import Passes
 
 
 class _Plan(NamedTuple):
-    """Which rows each pass takes; N passes of C rows, at first one for each term."""
+    """Which rows each of N passes takes, C each; the first K passes are the terms'."""
 
     index: Int[Array, "N C"]
     weights: Float[Array, "N C"]
@@ -43,23 +43,20 @@ def value_and_row_grads(
       L_i = \frac{\sum_{r \in R_i} \omega_r \ell_r}{\sum_{r \in R_i} \omega_r}, \qquad
       g_i = \nabla_\theta L_i .
 
-    The rows are sorted by term and cut into passes that each hold the rows of one
-    term. K gradients then cost about what one gradient of the whole batch costs, where
-    :func:`value_and_term_grads` sends all B rows through all K backward passes. A term
-    without rows has loss 0 and gradient 0.
+    Each row is used once: K gradients cost at most twice what one gradient of the
+    batch costs, where :func:`value_and_term_grads` sends all B rows through all K
+    backward passes. A term without rows has loss 0 and gradient 0.
 
     Args:
       row_losses_fn: Function ``row_losses_fn(params, rows, *args, **kwargs)`` that
-        returns one loss for each row, [n], for any number n of rows. A row's loss must
-        not depend on which other rows are there (no batch normalisation).
+        returns one loss for each row, [n], for any number n of rows, of which none
+        depends on the other rows (no batch normalisation).
       num_terms: K, the number of terms.
       reduction: ``"mean"``: as above. ``"sum"``: without the denominator.
-      capacity: The most rows that a term has in a batch, where the sampler promises
-        so, such as ``B // K`` for equal parts: K passes of ``capacity`` rows. A term
-        with more rows gets the loss NaN and the gradient NaN. ``None``: no promise is
-        needed. Passes of ``ceil(B / K)`` rows, at most 2K - 1 of them, hold the rows
-        however they are shared out: less than twice the work of one pass over the
-        batch.
+      capacity: The most rows that a term has in a batch, if the sampler promises a
+        limit, such as ``B // K`` for equal parts: K passes of ``capacity`` rows. A term
+        with more rows gets the loss NaN and the gradient NaN. ``None``: no promise, and
+        2K - 1 passes of ``ceil(B / K)`` rows.
       passes: ``"unroll"``, ``"vmap"``, ``"loop"`` or ``None``, as in
         :func:`value_and_term_grads`.
 
@@ -67,9 +64,9 @@ def value_and_row_grads(
       A function ``fn(params, rows, row_terms, *args, row_weights=None, **kwargs)``
       that returns ``(losses, grads)``: an array [K], and every leaf [K, \*p] in the
       parameter's dtype. ``rows`` is a tree of arrays [B, ...]. ``row_terms`` [B] says
-      which term owns each row; a row with a negative number belongs to none, and a
-      number of K or more makes every loss NaN. ``row_weights`` [B] are not negative; a
-      row of weight 0 is left out. ``args`` and ``kwargs`` are passed on whole.
+      which term owns each row; a negative number: none; K or more: every loss is NaN.
+      ``row_weights`` [B] are not negative; a row of weight 0 is left out. ``args`` and
+      ``kwargs`` are passed on as they are.
 
     Raises:
       TypeError: ``row_terms`` are not integers, or a parameter or loss is not real
@@ -109,11 +106,11 @@ def value_and_row_grads(
         **kwargs: Any,
     ) -> tuple[Any, Any]:
         row_terms = _integers(row_terms, name)
-        count = _check_rows(rows, row_terms, name)
+        num_rows = _check_rows(rows, row_terms, name)
         if row_weights is not None:
-            row_weights = _row_weights(row_weights, count, name)
+            row_weights = _row_weights(row_weights, num_rows, name)
         _inputs.check_parameters(params, "params", name)
-        size = min(capacity or -(-count // num_terms), count)
+        size = min(capacity or -(-num_rows // num_terms), num_rows)
         weights = _normalized(row_terms, row_weights, num_terms, reduction)
         plan = _plan(row_terms, weights, num_terms, size, promised=capacity is not None)
 
@@ -238,26 +235,26 @@ def _check_rows(rows: Any, row_terms: Array, name: str) -> int:
             f"{name}: row_terms must have shape (B,) with B at least 1, found "
             f"{row_terms.shape}."
         )
-    count = row_terms.shape[0]
+    num_rows = row_terms.shape[0]
     for path, leaf in jax.tree_util.tree_leaves_with_path(rows):
-        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != count:
+        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != num_rows:
             raise ValueError(
-                f"{name}: rows{keystr(path)} must have {count} rows, as row_terms, "
+                f"{name}: rows{keystr(path)} must have {num_rows} rows, as row_terms, "
                 f"found shape {jnp.shape(leaf)}."
             )
-    return count
+    return num_rows
 
 
-def _row_weights(value: Any, count: int, name: str) -> Array:
+def _row_weights(value: Any, num_rows: int, name: str) -> Array:
     try:
         weights = jnp.asarray(value)
     except (TypeError, ValueError):
         raise TypeError(
             f"{name}: row_weights must be numbers, found {_words.describe(value)}."
         ) from None
-    if weights.shape != (count,):
+    if weights.shape != (num_rows,):
         raise ValueError(
-            f"{name}: row_weights must have shape ({count},), one for each of "
+            f"{name}: row_weights must have shape ({num_rows},), one for each of "
             f"row_terms, found {weights.shape}."
         )
     traced = any(isinstance(one, Tracer) for one in jax.tree.leaves(value))

@@ -24,7 +24,7 @@ def value_and_term_grads(
     For :math:`L : \mathbb{R}^P \to \mathbb{R}^K` the function returned computes
     :math:`L(\theta)` and the rows of its Jacobian,
     :math:`g_i = \nabla_\theta L_i(\theta)`, in one forward pass and K backward
-    passes. A term costs nothing for parameters it does not touch.
+    passes.
 
     Args:
       losses_fn: Function ``losses_fn(*args, **kwargs)`` that returns an array
@@ -33,13 +33,11 @@ def value_and_term_grads(
         (``jax.tree.leaves(losses)``).
       argnums: Positional argument, or arguments, to differentiate.
       has_aux: Whether ``losses_fn`` returns ``(losses, aux)``.
-      passes: How the K backward passes run. ``"unroll"`` writes them one after
-        another, so that XLA shares what they have in common and drops what a term
-        does not touch; ``"vmap"`` batches them (more memory, short programs; on CPU
-        jaxlib 0.10, but not 0.12, then gives wrong gradients for attention, as it does
-        for ``jax.jacrev``); ``"loop"`` runs them in a loop (least memory; very slow
-        for convolutions on CPU). ``None``: ``"unroll"`` up to 16 terms; beyond,
-        ``"loop"`` on CPU where there is no convolution, else ``"vmap"``.
+      passes: How the K backward passes run. ``"unroll"``: one after another, so that
+        XLA shares what they have in common; ``"vmap"``: in a batch (more memory; wrong
+        for attention on CPU with jaxlib 0.10, as ``jax.jacrev`` is); ``"loop"``: in a
+        loop (least memory; very slow for convolutions on CPU). ``None``: ``"unroll"``
+        up to 16 terms; beyond, ``"loop"`` on CPU without convolutions, else ``"vmap"``.
 
     Returns:
       A function with the arguments of ``losses_fn`` that returns
@@ -74,10 +72,7 @@ def value_and_term_grads(
         )
         losses, linear, aux = jax.linearize(function, *primals, has_aux=True)
         num_terms = _inputs.count_losses(losses, name)
-        chosen = passes or _passes.choose(linear, primals, num_terms)
-        grads = _passes.of_each_term(
-            lambda grads: grads, linear, primals, losses, num_terms, chosen
-        )
+        grads = _passes.of_each_term(linear, primals, losses, num_terms, passes)
         picked = grads if isinstance(argnums, Sequence) else grads[0]
         return ((losses, aux) if has_aux else losses), picked
 
