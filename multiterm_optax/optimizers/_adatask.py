@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from multiterm_optax import _checks, _terms
+from multiterm_optax import _checks, _stages, _terms, _words
 from multiterm_optax._typing import Scalar
 from multiterm_optax.aggregators import scale_by_max_adam, sum_terms
 from multiterm_optax.optimizers import _finish
@@ -58,7 +58,8 @@ def adatask(
     name = "adatask"
     num_terms = _checks.num_terms(num_terms, name)
     _checks.transformation(inner, "inner", name)
-    return optax.chain(per_term(inner, num_terms), sum_terms())
+    tx = optax.chain(per_term(inner, num_terms), sum_terms())
+    return _stages.speaking_as(name, tx, *_finish.PARTS)
 
 
 def adatask_adam(
@@ -121,15 +122,16 @@ def adatask_adam(
     # per_term(optax.scale_by_adam(...)) and sum_terms() in one stage, which on CPU
     # needs no temporary copies of the terms' steps and keeps its second moments in
     # float32.
-    adam = scale_by_max_adam(
-        num_terms,
-        b1,
-        b2,
-        0.0 if eps_in_sqrt else eps,
-        eps_root=eps if eps_in_sqrt else 0.0,
-        reduction="own",
-        mu_dtype=mu_dtype,
-    )
+    with _words.speaking_as(name, *_finish.PARTS):
+        adam = scale_by_max_adam(
+            num_terms,
+            b1,
+            b2,
+            0.0 if eps_in_sqrt else eps,
+            eps_root=eps if eps_in_sqrt else 0.0,
+            reduction="own",
+            mu_dtype=mu_dtype,
+        )
     return _finish.step([adam], learning_rate, weight_decay, mask, name)
 
 

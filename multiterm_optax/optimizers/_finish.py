@@ -4,8 +4,11 @@ from typing import Any
 
 import optax
 
-from multiterm_optax import _checks
+from multiterm_optax import _checks, _stages
 from multiterm_optax._typing import Scalar
+
+# The stages that optimizers are made of.
+PARTS = ("balance_by_norm", "per_term", "scale_by_max_adam", "sum_terms")
 
 
 def step(
@@ -25,4 +28,5 @@ def step(
             weight_decay, "weight_decay", name, open_low=True, open_high=True
         )
         stages = [*stages, optax.add_decayed_weights(weight_decay, mask)]
-    return optax.chain(*stages, optax.scale_by_learning_rate(learning_rate))
+    tx = optax.chain(*stages, optax.scale_by_learning_rate(learning_rate))
+    return _stages.speaking_as(name, tx, *PARTS)

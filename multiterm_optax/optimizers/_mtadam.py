@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from multiterm_optax import _checks, _stages, _words
+from multiterm_optax import _checks, _words
 from multiterm_optax._groups import Groups
 from multiterm_optax._typing import Scalar
 from multiterm_optax.aggregators import scale_by_max_adam
@@ -104,8 +104,7 @@ def mtadam(
         _checks.decay(decay, argument, name)
     for epsilon, argument in ((eps, "eps"), (eps_root, "eps_root")):
         _checks.non_negative(epsilon, argument, name)
-    parts = ("balance_by_norm", "scale_by_max_adam")
-    with _words.speaking_as(name, *parts):
+    with _words.speaking_as(name, *_finish.PARTS):
         stages = [
             balance_by_norm(
                 num_terms,
@@ -125,5 +124,4 @@ def mtadam(
                 mu_dtype=mu_dtype,
             ),
         ]
-    tx = _finish.step(stages, learning_rate, weight_decay, mask, name)
-    return _stages.speaking_as(name, tx, *parts)
+    return _finish.step(stages, learning_rate, weight_decay, mask, name)
