@@ -17,7 +17,9 @@ from multiterm_optax.gradients import value_and_weighted_grad as value_and_weigh
 
 # (gramian, losses) -> weights
 from multiterm_optax.weightings import Weighting as Weighting
+from multiterm_optax.weightings import by_norm as by_norm
 from multiterm_optax.weightings import cagrad as cagrad
+from multiterm_optax.weightings import compose as compose
 from multiterm_optax.weightings import constant as constant
 from multiterm_optax.weightings import dual_proj as dual_proj
 from multiterm_optax.weightings import dwa as dwa

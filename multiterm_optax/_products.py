@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
-from multiterm_optax import _shardings
+from multiterm_optax import _shardings, _terms
 from multiterm_optax._terms import accumulator_dtype
-from multiterm_optax._typing import Gramian, TermLeaf
+from multiterm_optax._typing import Gramian, Norms, TermLeaf
 
 # Up to this many terms a gramian is made of pairs of terms, beyond by a matrix product.
 _MAX_PAIRED = 10
@@ -48,6 +48,12 @@ def gramian(*leaves: Shaped[Array, "K ..."], num_terms: int) -> Gramian:
             leaf, total = jax.lax.optimization_barrier((leaf, total))
         total = total + _gramian(_shardings.on_one_device(leaf), dtype)
     return total
+
+
+def squared_norms(*leaves: Shaped[Array, "K ..."], num_terms: int) -> Norms:
+    """The gramian's diagonal alone, without the products of two terms."""
+    start = jnp.zeros(num_terms, accumulator_dtype(*leaves))
+    return sum(map(_terms.squared_norms, leaves), start=start)
 
 
 def gramian_of_rows(*leaves: tuple[Array, ...], num_terms: int) -> Gramian:

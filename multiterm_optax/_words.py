@@ -1,6 +1,8 @@
 """What the messages about bad input have in common: what was found, in words."""
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,6 +16,22 @@ MISSING = (
     "in a chain."
 )
 AGGREGATOR = "An aggregator, sum_terms() or scale_by_max_adam(num_terms),"
+
+
+@contextlib.contextmanager
+def speaking_as(name: str, *parts: str) -> Iterator[None]:
+    """Lets ``name`` speak for the functions it is made of.
+
+    Whoever called ``name`` has never met its parts: their messages name it instead.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        message = str(error.args[0]) if error.args else ""
+        part, colon, rest = message.partition(": ")
+        if colon and part in parts:
+            error.args = (f"{name}: {rest}", *error.args[1:])
+        raise
 
 
 def describe(value: Any) -> str:

@@ -22,6 +22,7 @@ from multiterm_optax._checks._states import state as state
 from multiterm_optax._checks._states import state_by_term as state_by_term
 from multiterm_optax._checks._states import state_keeps_shapes as state_keeps_shapes
 from multiterm_optax._checks._updates import floating as floating
+from multiterm_optax._checks._updates import losses as losses
 from multiterm_optax._checks._updates import present as present
 from multiterm_optax._checks._updates import present_in as present_in
 from multiterm_optax._checks._updates import real as real

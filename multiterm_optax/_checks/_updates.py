@@ -57,6 +57,39 @@ def present(value: Any, name: str, count: int) -> jax.Array | None:
     return mask
 
 
+def losses(
+    value: Any, name: str, num_terms: int, *, needed: bool = False
+) -> jax.Array | None:
+    """Returns the losses as an array [K], in the order of their leaves, or None."""
+    if value is None:
+        if needed:
+            raise ValueError(
+                f"{name}: this weighting reads the losses; pass the extra argument "
+                "losses, as in tx.update(grads, state, params, losses=losses), found "
+                "none."
+            )
+        return None
+    leaves = jax.tree_util.tree_leaves_with_path(value)
+    for path, leaf in leaves:
+        real(leaf, f"losses{keystr(path)}", name)
+    is_vector = len(leaves) == 1 and jnp.ndim(leaves[0][1]) == 1
+    if not is_vector:
+        for path, leaf in leaves:
+            if jnp.ndim(leaf) != 0:
+                raise ValueError(
+                    f"{name}: losses must be an array [K] or a pytree of K scalars; "
+                    f"losses{keystr(path)} has shape {jnp.shape(leaf)}."
+                )
+    found = jnp.shape(leaves[0][1])[0] if is_vector else len(leaves)
+    if found != num_terms:
+        raise ValueError(
+            f"{name}: losses must hold num_terms={num_terms} values, found {found}."
+        )
+    parts = [jnp.asarray(leaf) for _, leaf in leaves]
+    vector = parts[0] if is_vector else jnp.stack(parts)
+    return vector.astype(jnp.result_type(vector, jnp.float32))
+
+
 def present_in(value: Any, updates: Any, name: str) -> jax.Array | None:
     """As :func:`present`, with the K of updates that :func:`term_axis` let pass."""
     leaves = jax.tree.leaves(updates)

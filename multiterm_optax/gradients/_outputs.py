@@ -77,12 +77,18 @@ def _weighted(weight: jax.Array, read: Read) -> Read:
     return lambda x: weight * read(x)
 
 
-def equations(jaxpr: Any) -> Iterator[Any]:
+def equations(
+    function: Callable[..., Any], args: tuple[Any, ...]
+) -> Iterator[core.JaxprEqn]:
     """The equations of a program and of those inside it: loops, branches, calls."""
+    return _inside(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _inside(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
     for eqn in jaxpr.eqns:
         yield eqn
         for value in eqn.params.values():
             for part in value if isinstance(value, tuple | list) else (value,):
                 inner = getattr(part, "jaxpr", part)
                 if hasattr(inner, "eqns"):
-                    yield from equations(inner)
+                    yield from _inside(inner)

@@ -11,12 +11,8 @@ from jax.tree_util import keystr
 from jaxtyping import Array, Bool, Float, Int
 
 from multiterm_optax import _checks, _words
-from multiterm_optax.gradients import _inputs
-
-# Beyond this many terms an unrolled program takes long to compile.
-_MAX_UNROLLED = 16
-
-Passes = Literal["unroll", "vmap", "loop"]
+from multiterm_optax.gradients import _inputs, _passes
+from multiterm_optax.gradients._passes import Passes
 
 
 class _Plan(NamedTuple):
@@ -96,7 +92,7 @@ def value_and_row_grads(
     _checks.function(row_losses_fn, "row_losses_fn", name)
     num_terms = _checks.num_terms(num_terms, name)
     _checks.one_of(reduction, "reduction", name, ("mean", "sum"))
-    _checks.one_of(passes, "passes", name, (None, "unroll", "vmap", "loop"))
+    _checks.one_of(passes, "passes", name, _passes.PASSES)
     if capacity is not None and (_checks.as_int(capacity) or 0) < 1:
         raise ValueError(
             f"{name}: capacity must be None or an int of at least 1, found "
@@ -142,8 +138,8 @@ def value_and_row_grads(
             # would be compiled anew at each call.
             one_pass = jax.jit(one_pass)
         inputs = (plan.index, plan.weights, plan.used)
-        unroll = passes == "unroll" or (passes is None and num_terms <= _MAX_UNROLLED)
-        if unroll:
+        few = num_terms <= _passes.MAX_UNROLLED
+        if passes == "unroll" or (passes is None and few):
             found = [
                 one_pass(*(one[i] for one in inputs)) for i in range(len(plan.terms))
             ]

@@ -2,20 +2,14 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from multiterm_optax import _checks, _terms
+from multiterm_optax import _checks
 from multiterm_optax._typing import LossesFn
-from multiterm_optax.gradients import _inputs
-from multiterm_optax.gradients._outputs import equations, split_outputs
-
-# Beyond this many terms an unrolled program takes long to compile.
-_MAX_UNROLLED = 16
-
-Passes = Literal["unroll", "vmap", "loop"]
+from multiterm_optax.gradients import _inputs, _passes
+from multiterm_optax.gradients._passes import Passes
 
 
 def value_and_term_grads(
@@ -71,14 +65,19 @@ def value_and_term_grads(
     """
     name = "value_and_term_grads"
     _checks.function(losses_fn, "losses_fn", name)
-    _checks.one_of(passes, "passes", name, (None, "unroll", "vmap", "loop"))
+    _checks.one_of(passes, "passes", name, _passes.PASSES)
 
     @functools.wraps(losses_fn)
     def fn(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         function, primals = _inputs.of_primals(
             losses_fn, args, kwargs, argnums, has_aux, name
         )
-        losses, aux, grads = _differentiate(function, primals, passes, name)
+        losses, linear, aux = jax.linearize(function, *primals, has_aux=True)
+        num_terms = _inputs.count_losses(losses, name)
+        chosen = passes or _passes.choose(linear, primals, num_terms)
+        grads = _passes.of_each_term(
+            lambda grads: grads, linear, primals, losses, num_terms, chosen
+        )
         picked = grads if isinstance(argnums, Sequence) else grads[0]
         return ((losses, aux) if has_aux else losses), picked
 
@@ -121,52 +120,3 @@ def term_grads(
         return (grads, value[1]) if has_aux else grads
 
     return fn
-
-
-def _differentiate(
-    function: Callable[..., tuple[Any, Any]],
-    primals: tuple[Any, ...],
-    passes: Passes | None,
-    name: str,
-) -> tuple[Any, Any, tuple[Any, ...]]:
-    if passes in ("vmap", "loop"):
-        losses, pullback, aux = jax.vjp(function, *primals, has_aux=True)
-        num_terms = _inputs.count_losses(losses, name)
-        return losses, aux, _batched_passes(pullback, losses, num_terms, passes)
-    losses, linear, aux = jax.linearize(function, *primals, has_aux=True)
-    num_terms = _inputs.count_losses(losses, name)
-    if passes is None and num_terms > _MAX_UNROLLED:
-        # The linear function is at hand: transposing it whole is the same pullback.
-        pullback = jax.linear_transpose(linear, *primals)
-        chosen = _choose_for_many(linear, primals)
-        return losses, aux, _batched_passes(pullback, losses, num_terms, chosen)
-    rows = []
-    for one_loss in split_outputs(linear, primals, num_terms):
-        cotangent = jnp.ones_like(jax.eval_shape(one_loss, *primals))
-        rows.append(jax.linear_transpose(one_loss, *primals)(cotangent))
-    return losses, aux, jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
-
-
-def _choose_for_many(linear: Callable[..., Any], primals: tuple[Any, ...]) -> Passes:
-    # Accelerators fill up with a batch of passes rather than with one; and XLA:CPU has
-    # no fast convolution inside a loop. Else a loop is as fast and needs the least
-    # memory, and does not meet the fault of jaxlib 0.10 (gone in 0.12), whose fused
-    # batched products on CPU give wrong gradients for attention under vmap.
-    if jax.default_backend() != "cpu":
-        return "vmap"
-    program = jax.make_jaxpr(linear)(*primals).jaxpr
-    names = {eqn.primitive.name for eqn in equations(program)}
-    return "vmap" if "conv_general_dilated" in names else "loop"
-
-
-def _batched_passes(
-    pullback: Callable[[Any], tuple[Any, ...]],
-    losses: Any,
-    num_terms: int,
-    passes: Passes,
-) -> tuple[Any, ...]:
-    hots = jnp.eye(num_terms, dtype=_terms.accumulator_dtype(*jax.tree.leaves(losses)))
-    cotangents = _inputs.cotangents(losses, hots)
-    if passes == "vmap":
-        return jax.vmap(pullback)(cotangents)
-    return jax.lax.map(pullback, cotangents)

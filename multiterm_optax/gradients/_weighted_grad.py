@@ -104,10 +104,11 @@ def value_and_weighted_grad(
 
     Returns:
       A :class:`multiterm_optax.gradients.WeightedGrad`. ``init(num_terms)`` makes the
-      state; ``update(state, *args, present=None, **kwargs)``, with the arguments of
-      ``losses_fn``, to which ``present`` is not passed on, returns ``(losses, grads,
-      state)``, or ``((losses, aux), grads, state)`` with ``has_aux``. ``losses`` keeps
-      its structure; ``grads`` looks like the parameters, [\*p], for any Optax
+      state; ``update(state, *args, present=None, **kwargs)`` takes the arguments of
+      ``losses_fn`` and those extra arguments that the weighting reads, which go to it
+      alone, and returns ``(losses, grads, state)``, or ``((losses, aux), grads,
+      state)`` with ``has_aux``. ``losses`` keeps its structure; ``grads`` looks like
+      the parameters, [\*p], for any Optax
       optimizer.
 
     Raises:
@@ -135,6 +136,7 @@ def value_and_weighted_grad(
     _weighting.check(weighting, name)
     _checks.one_of(gramian, "gramian", name, _gramian.WAYS)
     every = _checks.static_int(every, "every", name, low=1)
+    asked_for = _weighting.extra_arguments(weighting)
 
     def init(num_terms: int) -> WeightedGradState:
         num_terms = _checks.num_terms(num_terms, name)
@@ -152,11 +154,12 @@ def value_and_weighted_grad(
         **kwargs: Any,
     ) -> tuple[Any, Any, WeightedGradState]:
         _check_state(state, name)
+        extra_args = {key: kwargs.pop(key) for key in asked_for if key in kwargs}
         function, primals = _inputs.of_primals(
             losses_fn, args, kwargs, argnums, has_aux, name
         )
-        whole = primals if isinstance(argnums, Sequence) else primals[0]
-        trunk = None if shared is None else _broadcast(shared, whole, name)
+        named = primals if isinstance(argnums, Sequence) else primals[0]
+        trunk = None if shared is None else _broadcast(shared, named, name)
 
         losses, linear, aux = jax.linearize(function, *primals, has_aux=True)
         num_terms = _inputs.count_losses(losses, name)
@@ -165,15 +168,19 @@ def value_and_weighted_grad(
                 f"{name}: losses_fn must return num_terms={state.weights.shape[-1]} "
                 f"losses, as given to init, found {num_terms}."
             )
-        there = _checks.present(present, name, num_terms)
-        values = _weighting.losses_vector(
-            losses, name, num_terms, needed=True, present=there
-        )
+        present = _checks.present(present, name, num_terms)
+        vector = _checks.losses(losses, name, num_terms, needed=True)
+        vector = _terms.only_present(present, vector)
 
         def find() -> tuple[jax.Array, Any]:
-            found = None
+            read = None
             if weighting.reads_gramian:
-                found = _gramian.gramian_of(
+                read = _gramian.gramian_of
+            elif weighting.reads_norms:
+                read = _gramian.squared_norms_of
+            products = None
+            if read is not None:
+                products = read(
                     linear,
                     primals,
                     losses,
@@ -182,16 +189,21 @@ def value_and_weighted_grad(
                     shared=trunk,
                     name=name,
                 )
-            found, heard = jax.lax.stop_gradient((found, values))
             weights, inner = _weighting.weights_from(
-                weighting, found, state.weighting, heard, there
+                weighting,
+                *jax.lax.stop_gradient((products, state.weighting, vector)),
+                present,
+                **extra_args,
             )
             weights = weights.astype(state.weights.dtype)
-            if there is not None and every > 1:
+            if present is not None and every > 1:
                 # None before the first step, nor where the step is to be skipped.
-                known = (state.count > 0) & getattr(inner, "ready", True)
+                known = state.count > 0
+                ready = _weighting.ready(inner)
+                if ready is not None:
+                    known = known & ready
                 had = jnp.where(known, state.weights, 0)
-                weights = jnp.where(_both(there, weights.ndim), weights, had)
+                weights = jnp.where(_both(present, weights.ndim), weights, had)
             return weights, inner
 
         if every == 1:
@@ -205,14 +217,14 @@ def value_and_weighted_grad(
 
         pullback = jax.linear_transpose(linear, *primals)
         total = jax.lax.stop_gradient(weights)
-        if there is not None:
-            total = jnp.where(_both(there, total.ndim), total, 0)
+        if present is not None:
+            total = _weighting.mask_weights(present, total)
         total = total.sum(axis=0) if total.ndim == 2 else total
         grads = pullback(_inputs.cotangents(losses, total))
         if trunk is not None:
             # XLA drops what nobody reads: the trunk's part of this pass, and the
             # heads' part of the other.
-            ones = _terms.only_present(there, jnp.ones_like(total))
+            ones = _terms.only_present(present, jnp.ones_like(total))
             plain = pullback(_inputs.cotangents(losses, ones))
             flags = jax.tree.structure(grads).unflatten(trunk)
             grads = jax.tree.map(
@@ -226,9 +238,9 @@ def value_and_weighted_grad(
     return WeightedGrad(init, update)
 
 
-def _both(there: Bool[Array, " K"], ndim: int) -> jax.Array:
-    """Which weights [K] or [K, K] belong to terms that are there."""
-    return there if ndim == 1 else there[:, None] & there[None, :]
+def _both(present: Bool[Array, " K"], ndim: int) -> jax.Array:
+    """Which weights [K] or [K, K] belong to present terms."""
+    return present if ndim == 1 else present[:, None] & present[None, :]
 
 
 def _check_state(state: Any, name: str) -> None:

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from multiterm_optax import _checks, _terms
+from multiterm_optax import _checks, _stages, _terms
+from multiterm_optax._stages import Step
 from multiterm_optax._typing import Norms, Scalar, TermLeaf
 from multiterm_optax.weightings import inexact_mgda
 from multiterm_optax.wrappers import WeightedState, weighted
@@ -132,20 +133,11 @@ def adaptive_mgda(
         )
 
     def update_fn(
-        updates: optax.Updates,
-        state: AdaptiveMGDAState,
-        params: optax.Params | None = None,
-        *,
-        present: Any = None,
-        **extra_args: Any,
+        step: Step, state: AdaptiveMGDAState
     ) -> tuple[optax.Updates, AdaptiveMGDAState]:
-        _checks.term_axis(updates, params, name, num_terms)
-        _checks.state(state, init_fn, updates, name, inner="weighted")
-        present = _checks.present(present, name, num_terms)
-        keep_absent = partial(_terms.keep_absent, present)
-        updates = jax.tree.map(partial(_terms.only_present, present), updates)
+        keep_absent = partial(_terms.keep_absent, step.present)
         stepped, inner_state = stepper(state.eps).update(
-            updates, state.weighted, params, present=present, **extra_args
+            step.updates, state.weighted, step.params, **step.forwarded()
         )
         count = state.count + 1
         term_counts = keep_absent(state.term_counts + 1, state.term_counts)
@@ -161,7 +153,7 @@ def adaptive_mgda(
             moved = zeroed(mean) + _terms.scale(1 / taken, distance)
             return keep_absent(moved, mean)
 
-        distances = jax.tree.map(away, updates, state.mean)
+        distances = jax.tree.map(away, step.updates, state.mean)
         mean = jax.tree.map(move, state.mean, distances)
         squared = sum(
             map(_terms.squared_norms, jax.tree.leaves(distances)),
@@ -170,14 +162,17 @@ def adaptive_mgda(
         share = (taken - 1) / taken
         spread = keep_absent(zeroed(state.spread) + share * squared, state.spread)
         ended = count >= steps_per_epoch
-        measured = ended & earlier
+        eps = bounds(spread, taken)
+        # A gradient that is not finite tells nothing of the errors of others.
+        measured = ended & earlier & jnp.isfinite(eps)
         return stepped, AdaptiveMGDAState(
             weighted=inner_state,
-            eps=jnp.where(measured, bounds(spread, taken), state.eps),
+            eps=jnp.where(measured, eps, state.eps),
             count=jnp.where(ended, 0, count).astype(jnp.int32),
             term_counts=jnp.where(ended, 0, term_counts).astype(jnp.int32),
             mean=mean,
             spread=spread,
         )
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    tx = _stages.stage(name, num_terms, init_fn, update_fn, inner="weighted")
+    return _stages.speaking_as(name, tx, "weighted", "inexact_mgda")

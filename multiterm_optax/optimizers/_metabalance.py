@@ -2,15 +2,15 @@
 
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from multiterm_optax import _checks, _groups, _terms
+from multiterm_optax import _checks, _reweighting, _stages, _weighting, _words
 from multiterm_optax._groups import Groups
-from multiterm_optax._typing import Norms, Scalar, TermLeaf
+from multiterm_optax._typing import Scalar, Weights
+from multiterm_optax._weighting import Problem, Weighting
 from multiterm_optax.aggregators import sum_terms
-from multiterm_optax.transforms import BalanceByNormState, balance_by_norm
+from multiterm_optax.weightings import by_norm
 
 
 def metabalance(
@@ -80,15 +80,45 @@ def metabalance(
       >>> [round(float(u), 4) for u in updates]
       [-3.0, -56.5]
     """
-    _checks.transformation(inner, "inner", "metabalance")
-    relaxed = _relaxed_balance(
-        num_terms, relax, decay, anchor, strategy, norm_init, groups, eps
+    name = "metabalance"
+    num_terms = _checks.num_terms(num_terms, name)
+    _checks.transformation(inner, "inner", name)
+    _checks.in_range(relax, "relax", name, low=0.0, high=1.0)
+    _checks.one_of(strategy, "strategy", name, ("both", "reduce", "enlarge"))
+    anchor = _checks.term_index(anchor, "anchor", name, num_terms)
+    with _words.speaking_as(name, "by_norm"):
+        balanced = by_norm(decay, anchor=anchor, norm_init=norm_init, eps=eps)
+        relaxed = _relaxed(balanced, relax, anchor, strategy, eps)
+        stage = _reweighting.balance(relaxed, num_terms, groups, name)
+    tx = optax.chain(stage, sum_terms(), _keeping_shapes(inner, name))
+    return _stages.speaking_as(name, tx, "sum_terms")
+
+
+def _relaxed(
+    balanced: Weighting, relax: Scalar, anchor: int, strategy: str, eps: Scalar
+) -> Weighting:
+    """Between the weights of ``balanced``, for the terms of the strategy, and 1."""
+
+    def find(problem: Problem, state: Any) -> tuple[Weights, Any]:
+        weights, state = balanced.update(
+            problem.squared_norms, state, present=problem.present
+        )
+        norms = state.norms
+        main = norms[anchor]
+        chosen = main > eps * jnp.max(norms)
+        if strategy == "reduce":
+            chosen = chosen & (norms > main)
+        if strategy == "enlarge":
+            chosen = chosen & (norms < main)
+        return jnp.where(chosen, relax * weights + (1 - relax), 1), state
+
+    return _weighting.method(
+        "metabalance", balanced.init, find, reads_norms=True, by_term=("norms",)
     )
-    return optax.chain(relaxed, sum_terms(), _keeping_shapes(inner))
 
 
 def _keeping_shapes(
-    inner: optax.GradientTransformation,
+    inner: optax.GradientTransformation, name: str
 ) -> optax.GradientTransformationExtraArgs:
     """``inner``, whose state must be for what the sum of the terms leaves."""
     inner = optax.with_extra_args_support(inner)
@@ -100,74 +130,7 @@ def _keeping_shapes(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         stepped, state = inner.update(updates, state, params, **extra_args)
-        _checks.shapes_kept(stepped, updates, "metabalance")
+        _checks.shapes_kept(stepped, updates, name)
         return stepped, state
 
     return optax.GradientTransformationExtraArgs(inner.init, update_fn)
-
-
-def _relaxed_balance(
-    num_terms: int,
-    relax: Scalar,
-    decay: Scalar,
-    anchor: int,
-    strategy: str,
-    norm_init: Scalar | None,
-    groups: Groups,
-    eps: Scalar,
-) -> optax.GradientTransformationExtraArgs:
-    name = "metabalance"
-    num_terms = _checks.num_terms(num_terms, name)
-    _checks.in_range(relax, "relax", name, low=0.0, high=1.0)
-    _checks.decay(decay, "decay", name)
-    _checks.one_of(strategy, "strategy", name, ("both", "reduce", "enlarge"))
-    _groups.check_groups(groups, name)
-    anchor = _checks.term_index(anchor, "anchor", name, num_terms)
-    balance = balance_by_norm(
-        num_terms, decay, anchor=anchor, norm_init=norm_init, groups=groups, eps=eps
-    )
-
-    def chosen(norms: Norms) -> jax.Array:
-        main = norms[anchor]
-        heard = main > eps * jnp.max(norms)
-        if strategy == "reduce":
-            return heard & (norms > main)
-        if strategy == "enlarge":
-            return heard & (norms < main)
-        return jnp.broadcast_to(heard, norms.shape)
-
-    def blend(plain: TermLeaf, balanced: TermLeaf, pick: jax.Array) -> TermLeaf:
-        share = jnp.where(pick, relax, 0).astype(_terms.accumulator_dtype(plain))
-        share = share.reshape(-1, *(1,) * (plain.ndim - 1))
-        return (plain + share * (balanced - plain)).astype(plain.dtype)
-
-    def update_fn(
-        updates: optax.Updates,
-        state: BalanceByNormState,
-        params: optax.Params | None = None,
-        *,
-        present: Any = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, BalanceByNormState]:
-        del extra_args
-        _checks.term_axis(updates, params, name, num_terms)
-        present = _checks.present(present, name, num_terms)
-        new_state: Any
-        balanced, new_state = balance.update(updates, state, params, present=present)
-
-        def one_group(
-            leaves: list[jax.Array], norms: Norms, scaled: list[jax.Array]
-        ) -> tuple[list[jax.Array], Norms]:
-            pick = chosen(norms)
-            blended = [
-                _terms.only_present(present, blend(plain, other, pick))
-                for plain, other in zip(leaves, scaled, strict=True)
-            ]
-            return blended, norms
-
-        blended, _ = _groups.update_by_group(
-            groups, name, one_group, updates, (new_state.norms,), balanced
-        )
-        return blended, new_state
-
-    return optax.GradientTransformationExtraArgs(balance.init, update_fn)

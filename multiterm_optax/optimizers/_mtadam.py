@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from multiterm_optax import _checks
+from multiterm_optax import _checks, _stages, _words
 from multiterm_optax._groups import Groups
 from multiterm_optax._typing import Scalar
 from multiterm_optax.aggregators import scale_by_max_adam
@@ -98,29 +98,32 @@ def mtadam(
       >>> [round(float(x), 2) for x in w]
       [1.0, -1.0]
     """
-    name = "mtadam"  # of whom the messages are to speak
+    name = "mtadam"
     _checks.num_terms(num_terms, name)
     for decay, argument in ((b1, "b1"), (b2, "b2"), (b3, "b3")):
         _checks.decay(decay, argument, name)
     for epsilon, argument in ((eps, "eps"), (eps_root, "eps_root")):
         _checks.non_negative(epsilon, argument, name)
-    stages = [
-        balance_by_norm(
-            num_terms,
-            decay=b3,
-            anchor=anchor,
-            norm_init=norm_init,
-            weights=weights,
-            groups=groups,
-        ),
-        scale_by_max_adam(
-            num_terms,
-            b1=b1,
-            b2=b2,
-            eps=eps,
-            eps_root=eps_root,
-            amsgrad=amsgrad,
-            mu_dtype=mu_dtype,
-        ),
-    ]
-    return _finish.step(stages, learning_rate, weight_decay, mask, name)
+    parts = ("balance_by_norm", "scale_by_max_adam")
+    with _words.speaking_as(name, *parts):
+        stages = [
+            balance_by_norm(
+                num_terms,
+                decay=b3,
+                anchor=anchor,
+                norm_init=norm_init,
+                weights=weights,
+                groups=groups,
+            ),
+            scale_by_max_adam(
+                num_terms,
+                b1=b1,
+                b2=b2,
+                eps=eps,
+                eps_root=eps_root,
+                amsgrad=amsgrad,
+                mu_dtype=mu_dtype,
+            ),
+        ]
+    tx = _finish.step(stages, learning_rate, weight_decay, mask, name)
+    return _stages.speaking_as(name, tx, *parts)

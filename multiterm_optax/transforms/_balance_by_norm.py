@@ -1,27 +1,13 @@
 """MTAdam's first half: bring the terms' gradients to one size, group by group."""
 
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool
 
-from multiterm_optax import _checks, _groups, _terms
+from multiterm_optax import _checks, _reweighting, _words
 from multiterm_optax._groups import Groups
-from multiterm_optax._typing import Norms, Scalar, Weights
-
-
-class BalanceByNormState(NamedTuple):
-    """State of :func:`balance_by_norm`.
-
-    Attributes:
-      norms: Moving averages of the terms' norms, ``[K]`` for each group: a tree
-        like the parameters, or a dict by label. 0 for a term not seen yet.
-    """
-
-    norms: Any
+from multiterm_optax._typing import Scalar
+from multiterm_optax.weightings import by_norm
 
 
 def balance_by_norm(
@@ -95,72 +81,8 @@ def balance_by_norm(
     """
     name = "balance_by_norm"
     num_terms = _checks.num_terms(num_terms, name)
-    _checks.decay(decay, "decay", name)
-    _checks.in_range(eps, "eps", name, low=0.0, high=1.0, open_high=True)
-    _groups.check_groups(groups, name)
-    if anchor is not None:
-        anchor = _checks.term_index(anchor, "anchor", name, num_terms)
-    if norm_init is not None:
-        _checks.non_negative(norm_init, "norm_init", name)
-    if weights is not None:
-        weights = _checks.vector(weights, "weights", name, num_terms)
-
-    def average(
-        mean: Norms, squared: Norms, present: Bool[Array, " K"] | None
-    ) -> Norms:
-        norms = jnp.sqrt(squared)
-        moved = decay * mean + (1 - decay) * norms
-        if norm_init is None:
-            moved = jnp.where(mean == 0, norms, moved)
-        # A gradient that is not finite must not spoil the average for good.
-        counts = jnp.isfinite(norms)
-        if present is not None:
-            counts = counts & present
-        return jnp.where(counts, moved, mean).astype(mean.dtype)
-
-    def factors(norms: Norms) -> Weights:
-        heard = norms > eps * jnp.max(norms)
-        chosen = jnp.argmax(heard) if anchor is None else anchor
-        ratios = norms[chosen] / jnp.where(heard, norms, 1)
-        if weights is not None:
-            ratios = ratios * weights
-        return jnp.where(heard, ratios, 1)
-
-    def init_fn(params: optax.Params) -> BalanceByNormState:
-        start = 0.0 if norm_init is None else norm_init
-
-        def one_group(leaves: list[Any]) -> Norms:
-            return jnp.full((num_terms,), start, _terms.accumulator_dtype(*leaves))
-
-        return BalanceByNormState(
-            _groups.init_by_group(groups, params, name, one_group)
+    with _words.speaking_as(name, "by_norm"):
+        weighting = by_norm(
+            decay, anchor=anchor, norm_init=norm_init, weights=weights, eps=eps
         )
-
-    def update_fn(
-        updates: optax.Updates,
-        state: BalanceByNormState,
-        params: optax.Params | None = None,
-        *,
-        present: Any = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, BalanceByNormState]:
-        del extra_args
-        _checks.term_axis(updates, params, name, num_terms)
-        _checks.state(state, init_fn, updates, name)
-        present = _checks.present(present, name, num_terms)
-        only_present = partial(_terms.only_present, present)
-
-        def one_group(
-            leaves: list[jax.Array], mean: Norms
-        ) -> tuple[list[jax.Array], Norms]:
-            squared = sum(map(_terms.squared_norms, leaves), start=jnp.zeros_like(mean))
-            norms = average(mean, squared, present)
-            ratios = factors(norms)
-            return [only_present(_terms.scale(ratios, leaf)) for leaf in leaves], norms
-
-        balanced, norms = _groups.update_by_group(
-            groups, name, one_group, updates, (state.norms,)
-        )
-        return balanced, BalanceByNormState(norms)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+        return _reweighting.balance(weighting, num_terms, groups, name)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from multiterm_optax import _checks, _terms
+from multiterm_optax import _checks, _stages, _terms
+from multiterm_optax._stages import Step
 
 
 def per_term(
@@ -62,26 +63,19 @@ def per_term(
         return jax.vmap(inner.init, in_axes=None, axis_size=num_terms)(params)
 
     def update_fn(
-        updates: optax.Updates,
-        state: optax.OptState,
-        params: optax.Params | None = None,
-        *,
-        present: Any = None,
-        **extra_args: Any,
+        step: Step, state: optax.OptState
     ) -> tuple[optax.Updates, optax.OptState]:
-        _checks.term_axis(updates, params, name, num_terms)
         _checks.state_by_term(state, name, num_terms)
-        present = _checks.present(present, name, num_terms)
-        seen = jax.tree.map(partial(_terms.only_present, present), updates)
 
         def one_term(update: optax.Updates, one_state: optax.OptState) -> Any:
-            return inner.update(update, one_state, params, **extra_args)
+            extra_args = step.forwarded(present=None)
+            return inner.update(update, one_state, step.params, **extra_args)
 
-        stepped = jax.vmap(one_term, axis_size=num_terms)(seen, state)
-        _checks.shapes_kept(stepped[0], updates, name)
-        if present is None:
+        stepped = jax.vmap(one_term, axis_size=num_terms)(step.updates, state)
+        _checks.shapes_kept(stepped[0], step.updates, name)
+        if step.present is None:
             return stepped
         still = jax.tree.map(jnp.zeros_like, stepped[0]), state
-        return jax.tree.map(partial(_terms.keep_absent, present), stepped, still)
+        return jax.tree.map(partial(_terms.keep_absent, step.present), stepped, still)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return _stages.stage(name, num_terms, init_fn, update_fn, checks_state=False)

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from multiterm_optax import _checks, _groups, _terms, _weighting
+from multiterm_optax import _checks, _groups, _reweighting, _stages, _weighting
 from multiterm_optax._groups import Groups
+from multiterm_optax._stages import Step
 from multiterm_optax._typing import Mixing, Weights
 from multiterm_optax._weighting import Weighting
 
@@ -85,32 +86,21 @@ def reweight(
         return ReweightState(weights=by_group(neutral), weighting=by_group(start))
 
     def update_fn(
-        updates: optax.Updates,
-        state: ReweightState,
-        params: optax.Params | None = None,
-        *,
-        losses: Any = None,
-        present: Any = None,
-        **extra_args: Any,
+        step: Step, state: ReweightState
     ) -> tuple[optax.Updates, ReweightState]:
-        _checks.term_axis(updates, params, name, num_terms)
-        _checks.state(state, init_fn, updates, name)
-        updates, losses, present = _weighting.prepare(
-            weighting, updates, losses, present, name, num_terms
-        )
+        losses = step.losses_vector(name, num_terms, needed=weighting.reads_losses)
 
         def one_group(
             leaves: list[jax.Array], weights: Weights | Mixing, one_state: Any
         ) -> tuple[list[jax.Array], Weights | Mixing, Any]:
-            found, one_state = _weighting.find_weights(
-                weighting, leaves, one_state, losses, num_terms, present, **extra_args
+            mixed, found, one_state = _reweighting.weigh(
+                weighting, leaves, one_state, step, losses, num_terms
             )
-            mixed = [_terms.mix(found, leaf) for leaf in leaves]
             return mixed, found.astype(weights.dtype), one_state
 
         mixed, weights, states = _groups.update_by_group(
-            groups, name, one_group, updates, (state.weights, state.weighting)
+            groups, name, one_group, step.updates, (state.weights, state.weighting)
         )
         return mixed, ReweightState(weights, states)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return _stages.stage(name, num_terms, init_fn, update_fn)

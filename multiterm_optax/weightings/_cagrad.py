@@ -1,17 +1,14 @@
 """CAGrad: the worst term's best direction near the mean gradient."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
 
-from multiterm_optax import _checks, _nnqp, _terms, _weighting
-from multiterm_optax._typing import Gramian, Losses, Scalar, Weights
-from multiterm_optax._weighting import Weighting
-from multiterm_optax.weightings import _absent, _units
-
-_MAX_SOLVES = 60
+from multiterm_optax import _bracketing, _checks, _nnqp, _weighting
+from multiterm_optax._typing import Gramian, Scalar, Weights
+from multiterm_optax._weighting import Problem, Weighting
+from multiterm_optax.weightings import _units
 
 
 class CAGradState(NamedTuple):
@@ -88,71 +85,43 @@ def cagrad(c: Scalar = 0.5, rescale: bool | Literal["linear"] = False) -> Weight
         del num_terms
         return CAGradState(converged=jnp.ones([], jnp.bool_))
 
-    def update(
-        gramian: Gramian,
-        state: CAGradState,
-        *,
-        losses: Losses | None = None,
-        present: Bool[Array, " K"] | None = None,
-        **extra_args: Any,
-    ) -> tuple[Weights, CAGradState]:
-        del state, losses, extra_args
+    def find(problem: Problem, state: CAGradState) -> tuple[Weights, CAGradState]:
+        gramian = problem.gramian
         radius = jnp.asarray(c, gramian.dtype)
-        num_terms = gramian.shape[0]
-        present = _checks.present(present, name, num_terms)
-        if num_terms == 1:
-            alone = _terms.only_present(present, jnp.ones_like(gramian[0]))
-            return alone, CAGradState(jnp.ones([], jnp.bool_))
-        gramian = _weighting.pairs_present(present, gramian)
-        count = _absent.number(present, num_terms)
-        weights, converged = _conflict_averse(gramian, radius, count)
+        if problem.num_terms == 1:
+            return jnp.ones_like(gramian[0]), state
+        weights, converged = _conflict_averse(gramian, radius, problem.num_present)
         if rescale == "linear":
             weights = weights / (1 + radius)
         elif rescale:
             weights = weights / (1 + radius**2)
-        if present is not None:
-            alone = count == 1
+        if problem.present is not None:
+            alone = problem.num_present == 1
             weights = jnp.where(alone, 1, weights)
-            weights = _terms.only_present(present, weights)
             converged = alone | converged
         return weights, CAGradState(converged)
 
-    return Weighting(init, update)
-
-
-class _Bracket(NamedTuple):
-    """Chandrupatla's bracket: the newest point, the one opposite, the one before."""
-
-    x: jax.Array
-    f: jax.Array
-    z: jax.Array
-    opposite: jax.Array
-    f_opposite: jax.Array
-    z_opposite: jax.Array
-    before: jax.Array
-    f_before: jax.Array
-    solves: jax.Array
+    return _weighting.method(name, init, find, reads_gramian=True)
 
 
 def _conflict_averse(
-    gramian: Gramian, c: jax.Array, count: Scalar
+    gramian: Gramian, c: jax.Array, num_present: Scalar
 ) -> tuple[Weights, jax.Array]:
-    # Of the terms whose gradient is zero, ``count`` tells which are in the mean.
-    gramian, c = jax.lax.stop_gradient((gramian, c))
-    scaled, units, silent = _units.split(gramian)
-    longest = jnp.max(jnp.where(silent, 0, units))
+    # Of the terms whose gradient is zero, num_present tells which are in the mean.
+    scaled, units, zero = _units.split(gramian)
+    longest = jnp.max(jnp.where(zero, 0, units))
     lengths = units / jnp.where(longest > 0, longest, 1)
-    heard = jnp.where(silent, 0, lengths)
-    along = _dot(scaled, heard) / count
-    mean = jnp.sqrt(jnp.maximum(heard @ along / count, 0))
+    summed = jnp.where(zero, 0, lengths)
+    along = _dot(scaled, summed) / num_present
+    mean = jnp.sqrt(jnp.maximum(summed @ along / num_present, 0))
     radius = c * mean
     still = radius == 0
     radius = jnp.where(still, 1, radius)
-    linear = jnp.where(silent, 1, jnp.clip(along, -mean, mean) / radius)
-    shortest = jnp.min(jnp.where(silent, jnp.inf, lengths))
-    inverse = jnp.where(silent, 0, shortest / lengths)
+    linear = jnp.where(zero, 1, jnp.clip(along, -mean, mean) / radius)
+    shortest = jnp.min(jnp.where(zero, jnp.inf, lengths))
+    inverse = jnp.where(zero, 0, shortest / lengths)
     z, converged = _multipliers(scaled, linear, inverse)
-    weights = 1 / count + jnp.where(still | silent, 0, z * radius / lengths)
+    weights = 1 / num_present + jnp.where(still | zero, 0, z * radius / lengths)
     return weights.astype(gramian.dtype), still | converged
 
 
@@ -170,7 +139,6 @@ def _multipliers(
     line mu = x - sum(z * inverse) meets the curve of solutions once for every x, so
     that x is searched in place of mu.
     """
-    tiny = jnp.finfo(scaled.dtype).eps
 
     def solve(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         # (C z)_i is at least minus the step: under -2 a bound cannot be active where
@@ -178,59 +146,27 @@ def _multipliers(
         q = jnp.maximum(x * inverse - linear, -2)
         size = jnp.maximum(jnp.max(q), 1)
         z = size * _nnqp.solve(scaled, inverse, q / size).z
-        return z, _length(scaled, z) - 1
+        return _length(scaled, z) - 1, z
 
-    heard = inverse > 0
-    units = 1 / jnp.where(heard, inverse, 1)
-    low = jnp.min(jnp.where(heard, linear * units, jnp.inf))
-    low = jnp.where(jnp.any(heard), low, 0)
+    nonzero = inverse > 0
+    units = 1 / jnp.where(nonzero, inverse, 1)
+    low = jnp.min(jnp.where(nonzero, linear * units, jnp.inf))
+    low = jnp.where(jnp.any(nonzero), low, 0)
     # Up to mu = 0 there is always a solution.
     nearest = _project(scaled, linear)
     apart = _length(scaled, nearest)
-    highest = jnp.min(jnp.where(heard, (linear + 1) * units, jnp.inf))
+    highest = jnp.min(jnp.where(nonzero, (linear + 1) * units, jnp.inf))
     # A multiplier beyond this cap belongs to a g_w under the gramian's resolution.
-    highest = jnp.where(jnp.any(heard), highest, 0) + min(0.1 * tiny**-0.5, 1e5)
+    cap = min(0.1 * jnp.finfo(scaled.dtype).eps ** -0.5, 1e5)
+    highest = jnp.where(jnp.any(nonzero), highest, 0) + cap
     high = jnp.where(apart < 1, highest, 2 * (nearest @ inverse))
 
-    def tolerance(it: _Bracket) -> jax.Array:
-        return 2 * tiny * jnp.maximum(jnp.abs(it.x), jnp.abs(it.opposite))
-
-    def body(it: _Bracket) -> _Bracket:
-        x = jnp.where(it.solves == 0, high, _next(it, tolerance(it)))
-        z, f = solve(x)
-        same = (f < 0) == (it.f < 0)
-        return _Bracket(
-            x=x,
-            f=f,
-            z=z,
-            opposite=jnp.where(same, it.opposite, it.x),
-            f_opposite=jnp.where(same, it.f_opposite, it.f),
-            z_opposite=jnp.where(same, it.z_opposite, it.z),
-            before=jnp.where(same, it.x, it.opposite),
-            f_before=jnp.where(same, it.f, it.f_opposite),
-            solves=it.solves + 1,
-        )
-
-    def bracketed(it: _Bracket) -> jax.Array:
-        return (it.f < 0) != (it.f_opposite < 0)
-
-    def unfinished(it: _Bracket) -> jax.Array:
-        return (it.solves == 0) | (
-            bracketed(it)
-            & (jnp.abs(it.f) > 2 * tiny)
-            & (jnp.abs(it.x - it.opposite) > 2 * tolerance(it))
-            & (it.solves < _MAX_SOLVES)
-        )
-
-    zero, below = jnp.zeros_like(nearest), jnp.full_like(low, -1)
-    start = _Bracket(
-        *(low, below, zero, low, below, zero, low, below), jnp.zeros([], jnp.int32)
-    )
-    end = jax.lax.while_loop(unfinished, body, start)
-    z = jnp.where(jnp.abs(end.f) <= jnp.abs(end.f_opposite), end.z, end.z_opposite)
-    length = _length(scaled, z)
-    stationary = ~bracketed(end) & (apart < 1)
-    z = jnp.where(stationary, nearest, z / jnp.where(length > 0, length, 1))
+    # Where nothing is added to g_0 the step is shorter than 1.
+    below = jnp.full_like(low, -1)
+    root = _bracketing.search(solve, low, below, jnp.zeros_like(nearest), high)
+    length = _length(scaled, root.aux)
+    stationary = ~root.bracketed & (apart < 1)
+    z = jnp.where(stationary, nearest, root.aux / jnp.where(length > 0, length, 1))
     return z, _optimal(scaled, linear, inverse, z, stationary)
 
 
@@ -242,23 +178,6 @@ def _project(scaled: Gramian, linear: jax.Array) -> jax.Array:
     q = jnp.where(conflict > 0, jnp.maximum(-linear / size, -1000), -1)
     z = size * _nnqp.solve(scaled, jnp.zeros_like(q), q).z
     return jnp.where(conflict > 0, z, 0)
-
-
-def _next(it: _Bracket, tolerance: jax.Array) -> jax.Array:
-    """Inverse quadratic interpolation where it can be trusted (Chandrupatla, 1997)."""
-    f, g, h = it.f, it.f_opposite, it.f_before
-    xi = (it.x - it.opposite) / (it.before - it.opposite)
-    phi = (f - g) / (h - g)
-    trusted = (phi**2 < xi) & ((1 - phi) ** 2 < 1 - xi)
-    width = it.opposite - it.x
-    step = f / (g - f) * h / (g - h) + (it.before - it.x) / width * f / (h - f) * g / (
-        h - g
-    )
-    least = tolerance / jnp.abs(width)
-    inside = it.x + jnp.clip(step, least, 1 - least) * width
-    # The ends may lie many orders of magnitude apart.
-    halfway = jnp.sinh((jnp.arcsinh(it.x) + jnp.arcsinh(it.opposite)) / 2)
-    return jnp.where(trusted & jnp.isfinite(step), inside, halfway)
 
 
 def _optimal(

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from multiterm_optax import _checks, _nnqp, _terms, _weighting
-from multiterm_optax._typing import Gramian, Losses, Weights
-from multiterm_optax._weighting import Weighting
+from multiterm_optax import _checks, _nnqp, _weighting
+from multiterm_optax._typing import Gramian, Weights
+from multiterm_optax._weighting import Problem, Weighting
 from multiterm_optax.weightings import _units
 
 
@@ -133,33 +133,18 @@ def _projected(
             _checks.vector(preference, "preference", name, num_terms)
         return DualConeState(converged=jnp.ones([], jnp.bool_))
 
-    def update(
-        gramian: Gramian,
-        state: DualConeState,
-        *,
-        losses: Losses | None = None,
-        present: Bool[Array, " K"] | None = None,
-        **extra_args: Any,
-    ) -> tuple[Weights, DualConeState]:
-        del state, losses, extra_args
-        present = _checks.present(present, name, gramian.shape[0])
-        gramian = _weighting.pairs_present(present, gramian)
-        shares = _shares(preference, gramian, present, name)
+    def find(problem: Problem, state: DualConeState) -> tuple[Weights, DualConeState]:
+        del state
+        gramian = problem.gramian
+        if preference is None:
+            shares = problem.equal_shares(gramian.dtype)
+        else:
+            shares = _checks.vector(preference, "preference", name, problem.num_terms)
+            shares = problem.only_present(shares)
         weights, converged = _project(gramian, combinations(shares))
         return jnp.sum(weights, axis=0), DualConeState(converged)
 
-    return Weighting(init, update)
-
-
-def _shares(
-    preference: Any, gramian: Gramian, present: Bool[Array, " K"] | None, name: str
-) -> Weights:
-    """The combination to project: the preference or the mean, absent terms 0."""
-    count = gramian.shape[0]
-    there = _terms.only_present(present, jnp.ones(count, gramian.dtype))
-    if preference is None:
-        return there / jnp.maximum(jnp.sum(there), 1)
-    return there * _checks.vector(preference, "preference", name, count)
+    return _weighting.method(name, init, find, reads_gramian=True)
 
 
 def _project(

@@ -4,11 +4,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
 
 from multiterm_optax import _checks, _weighting
-from multiterm_optax._typing import Gramian, Losses, Mixing
-from multiterm_optax._weighting import Weighting
+from multiterm_optax._typing import Gramian, Mixing
+from multiterm_optax._weighting import Problem, Weighting
 from multiterm_optax.weightings import _units
 
 
@@ -79,33 +78,23 @@ def pcgrad(key: jax.Array) -> Weighting:
         del num_terms
         return PCGradState(key=jnp.array(data))  # each group's state has its own copy
 
-    def update(
-        gramian: Gramian,
-        state: PCGradState,
-        *,
-        losses: Losses | None = None,
-        present: Bool[Array, " K"] | None = None,
-        **extra_args: Any,
-    ) -> tuple[Mixing, PCGradState]:
-        del losses, extra_args
+    def find(problem: Problem, state: PCGradState) -> tuple[Mixing, PCGradState]:
         now = jax.random.wrap_key_data(state.key, impl=impl)
         later, draw = jax.random.split(now)
-        each = jnp.arange(gramian.shape[0])
+        each = jnp.arange(problem.num_terms)
         orders = jax.random.permutation(
             draw, jnp.tile(each, (len(each), 1)), axis=1, independent=True
         )
-        present = _checks.present(present, "pcgrad", len(each))
-        # Projections off a zero gradient change nothing.
-        gramian = _weighting.pairs_present(present, gramian)
-        mixing = _weighting.pairs_present(present, _projections(gramian, orders))
+        # Projections off a zero gradient, an absent term's too, change nothing.
+        mixing = _projections(problem.gramian, orders)
         return mixing, PCGradState(jax.random.key_data(later))
 
-    return Weighting(init, update)
+    return _weighting.method("pcgrad", init, find, reads_gramian=True)
 
 
 def _projections(gramian: Gramian, orders: jax.Array) -> Mixing:
-    scaled, units, _ = _units.split(jax.lax.stop_gradient(gramian))
-    count = gramian.shape[0]
+    scaled, units, _ = _units.split(gramian)
+    num_terms = gramian.shape[0]
 
     def one_term(term: jax.Array, order: jax.Array) -> jax.Array:
         # Along the way: the new gradient's coefficients in the old ones, and its dot
@@ -118,8 +107,8 @@ def _projections(gramian: Gramian, orders: jax.Array) -> Mixing:
             return coefficients.at[other].add(-step), dots - step * scaled[other]
 
         start = jnp.zeros_like(scaled[0]).at[term].set(1), scaled[term]
-        return jax.lax.fori_loop(0, count, project, start)[0]
+        return jax.lax.fori_loop(0, num_terms, project, start)[0]
 
-    coefficients = jax.vmap(one_term)(jnp.arange(count), orders)
+    coefficients = jax.vmap(one_term)(jnp.arange(num_terms), orders)
     ratios = units[:, None] / units[None, :]
     return jnp.where(coefficients == 0, 0, coefficients * ratios)

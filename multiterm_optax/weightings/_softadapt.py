@@ -1,17 +1,16 @@
 """SoftAdapt: more weight for the losses that fall the least."""
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool
 
-from multiterm_optax import _checks, _terms, _weighting
-from multiterm_optax._typing import Gramian, Losses, Scalar, Weights
-from multiterm_optax._weighting import Weighting
-from multiterm_optax.weightings import _absent, _by_losses
+from multiterm_optax import _checks, _weighting
+from multiterm_optax._typing import Scalar, Weights
+from multiterm_optax._weighting import Problem, Weighting
+from multiterm_optax.weightings import _losses
 
 # Coefficients grow like 2^order; beyond, the largest nears float32's own.
 _MAX_ORDER = 100
@@ -121,7 +120,7 @@ def softadapt(
     _checks.one_of(
         loss_weighted, "loss_weighted", name, (False, True, "mean", "current")
     )
-    _by_losses.check_total(sum_to, name)
+    _losses.check_sum_to(sum_to, name)
     _checks.non_negative(eps, "eps", name)
 
     def rates(past: jax.Array) -> jax.Array:
@@ -129,10 +128,10 @@ def softadapt(
         newest_first = past[::-1][: order + 1]
         return jnp.sum(backward[:, None] * newest_first, axis=0)
 
-    def found(past: jax.Array, known: jax.Array) -> Weights:
+    def from_rates(past: jax.Array, known: jax.Array) -> Weights:
         # Among the terms with n losses; the others' are not read.
         past = jnp.where(known, past, 0)
-        count = jnp.sum(known)
+        num_known = jnp.sum(known)
         speeds = rates(past)
         if normalized:
             size = jnp.sum(jnp.abs(speeds)) + eps
@@ -144,66 +143,55 @@ def softadapt(
             jnp.min(speeds, where=known, initial=jnp.inf),
         )
         powers = jnp.where(known, jnp.exp(beta * (speeds - top)), 0)
-        weights = powers / jnp.where(count == 0, 1, jnp.sum(powers))
+        weights = powers / jnp.where(num_known == 0, 1, jnp.sum(powers))
         if loss_weighted:
             losses = past[-1] if loss_weighted == "current" else jnp.mean(past, axis=0)
             weighted = losses * weights
-            whole = jnp.sum(weighted)
-            silent = whole <= 0
-            shares = weighted / (jnp.where(silent, 1, whole) + eps)
-            weights = jnp.where(silent, known / jnp.maximum(count, 1), shares)
-        return jnp.where(count == 1, known, weights)  # not 1 - eps
+            total = jnp.sum(weighted)
+            nothing = total <= 0
+            shares = weighted / (jnp.where(nothing, 1, total) + eps)
+            weights = jnp.where(nothing, known / jnp.maximum(num_known, 1), shares)
+        return jnp.where(num_known == 1, known, weights)  # not 1 - eps
 
     def init(num_terms: int) -> SoftAdaptState:
         dtype = jnp.result_type(float)
-        equal = _by_losses.total(sum_to, num_terms) / num_terms
+        equal = _losses.target_sum(sum_to, num_terms) / num_terms
         return SoftAdaptState(
             held=jnp.full((num_terms,), equal, dtype),
             history=jnp.zeros((history, num_terms), dtype),
             seen=jnp.zeros((num_terms,), jnp.int32),
         )
 
-    def update(
-        gramian: Gramian | None,
-        state: SoftAdaptState,
-        *,
-        losses: Losses | None = None,
-        present: Bool[Array, " K"] | None = None,
-        **extra_args: Any,
-    ) -> tuple[Weights, SoftAdaptState]:
-        del gramian, extra_args
-        num_terms, dtype = state.held.size, state.held.dtype
-        present = _checks.present(present, name, num_terms)
-        newest = _weighting.losses_vector(
-            losses, name, num_terms, needed=True, present=present
-        )
-        newest = jax.lax.stop_gradient(newest).astype(dtype)
-        past = jnp.concatenate([state.history[1:], newest[None]])
-        past = _absent.keep(present, past, state.history)
+    def find(problem: Problem, state: SoftAdaptState) -> tuple[Weights, SoftAdaptState]:
+        dtype = state.held.dtype
+        past = jnp.concatenate([state.history[1:], problem.losses[None]])
+        past = problem.keep_absent(past, state.history)
         seen = jnp.asarray(optax.safe_increment(state.seen))
-        seen = _absent.keep(present, seen, state.seen)
+        seen = problem.keep_absent(seen, state.seen)
 
         known = seen >= history
-        if present is not None:
-            known = known & present
-        whole = _by_losses.total(sum_to, num_terms, present)
-        share = _absent.equal_shares(present, state.held)
-        part = jnp.sum(known) / _absent.number(present, num_terms)
-        fresh = whole * jnp.where(known, part * found(past, known), share)
+        if problem.present is not None:
+            known = known & problem.present
+        target_sum = _losses.target_sum(sum_to, problem.num_present)
+        share = problem.equal_shares(dtype)
+        part = jnp.sum(known) / problem.num_present
+        fresh = target_sum * jnp.where(known, part * from_rates(past, known), share)
         due = jnp.any(known & ((seen - history) % update_every == 0)) | ~jnp.any(known)
-        if present is None:
+        if problem.present is None:
             weights = jnp.where(due, fresh, state.held).astype(dtype)
             return weights, SoftAdaptState(weights, past, seen)
-        held = _terms.only_present(present, state.held)
-        weights = jnp.where(due, fresh, _by_losses.summing_to(held, whole, present))
+        held = problem.only_present(state.held)
+        weights = jnp.where(due, fresh, _losses.summing_to(problem, held, target_sum))
         # The weights held by all terms keep their sum; NaN does not last.
         sum_held = jnp.sum(held)
-        start = jnp.sum(_by_losses.total(sum_to, num_terms) / num_terms * present)
-        sum_held = jnp.where(sum_held >= 0, sum_held, start)
-        held = _absent.keep(present, weights * (sum_held / whole), state.held)
+        equal = _losses.target_sum(sum_to, problem.num_terms) / problem.num_terms
+        sum_held = jnp.where(sum_held >= 0, sum_held, jnp.sum(equal * problem.present))
+        held = weights * (sum_held / target_sum)
         return weights.astype(dtype), SoftAdaptState(held.astype(dtype), past, seen)
 
-    return Weighting(init, update, reads_gramian=False, reads_losses=True)
+    return _weighting.method(
+        name, init, find, reads_losses=True, by_term=("held", "history", "seen")
+    )
 
 
 def _backward_difference(order: int) -> list[float]:

@@ -6,12 +6,11 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool
 
-from multiterm_optax import _checks, _terms, _weighting
-from multiterm_optax._typing import Gramian, Losses, Weights
-from multiterm_optax._weighting import Weighting
-from multiterm_optax.weightings import _absent
+from multiterm_optax import _checks, _weighting
+from multiterm_optax._typing import Weights
+from multiterm_optax._weighting import Problem, Weighting
+from multiterm_optax.weightings import _learned
 
 Likelihood = Literal["regression", "classification"]
 
@@ -113,31 +112,17 @@ def uncertainty(
             optimizer=learner.init(jnp.zeros((num_terms,), dtype)),
         )
 
-    def update(
-        gramian: Gramian | None,
-        state: UncertaintyState,
-        *,
-        losses: Losses | None = None,
-        present: Bool[Array, " K"] | None = None,
-        **extra_args: Any,
+    def find(
+        problem: Problem, state: UncertaintyState
     ) -> tuple[Weights, UncertaintyState]:
-        del gramian, extra_args
         now = state.log_variance
-        present = _checks.present(present, name, now.size)
-        current = _weighting.losses_vector(
-            losses, name, now.size, needed=True, present=present
-        )
-        current = jax.lax.stop_gradient(current).astype(now.dtype)
         weights = factors(now.size, now.dtype) * jnp.exp(-now)
-        gradient = jnp.where(current <= 0, 0, 0.5 - weights * current)
         # The gradient of an absent term is zero, as its loss is.
-        step, learned = learner.update(gradient, state.optimizer, now)
-        later = jnp.asarray(optax.apply_updates(now, step))
-        return _terms.only_present(present, weights), UncertaintyState(
-            log_variance=_absent.keep(present, later, now),
-            optimizer=_absent.keep_optimizer(
-                present, learned, state.optimizer, learner.init, now
-            ),
-        )
+        gradient = 0.5 - weights * problem.losses
+        gradient = jnp.where(problem.losses <= 0, 0, gradient)
+        later, learned = _learned.step(problem, learner, gradient, state.optimizer, now)
+        return weights, UncertaintyState(later, learned)
 
-    return Weighting(init, update, reads_gramian=False, reads_losses=True)
+    return _weighting.method(
+        name, init, find, reads_losses=True, by_term=("log_variance",)
+    )

@@ -1,14 +1,15 @@
 """Terms that are not finite are left out, or the step is."""
 
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int
 
-from multiterm_optax import _checks, _terms, _weighting
+from multiterm_optax import _checks, _stages, _terms
+from multiterm_optax._stages import Step
 from multiterm_optax._typing import Scalar
 from multiterm_optax.wrappers._inner import losses_like, step_or_hold
 
@@ -99,31 +100,24 @@ def apply_if_finite(
         )
 
     def update_fn(
-        updates: optax.Updates,
-        state: ApplyIfFiniteState,
-        params: optax.Params | None = None,
-        *,
-        losses: Any = None,
-        present: Any = None,
-        **extra_args: Any,
+        step: Step, state: ApplyIfFiniteState
     ) -> tuple[optax.Updates, ApplyIfFiniteState]:
-        _checks.term_axis(updates, params, name, num_terms)
-        _checks.state(state, init_fn, updates, name, inner="inner_state")
-        present = _checks.present(present, name, num_terms)
-        values = _weighting.losses_vector(
-            losses, name, num_terms, needed=False, present=present
-        )
-        there = jnp.ones((num_terms,), jnp.bool_) if present is None else present
+        updates, present, losses = step.updates, step.present, step.losses
+        values = step.losses_vector(name, num_terms)
+        all_present = jnp.ones((num_terms,), jnp.bool_)
+        present_mask = all_present if present is None else present
         finite = jnp.ones((num_terms,), jnp.bool_)
         if values is not None:
             finite = jnp.isfinite(values)
         for leaf in jax.tree.leaves(updates):
             finite &= jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim)))
-        failed = there & ~finite
+        failed = present_mask & ~finite
         any_failed = jnp.any(failed)
 
         more = optax.safe_increment(state.notfinite_count)
-        in_a_row = jnp.where(failed, more, jnp.where(there, 0, state.notfinite_count))
+        in_a_row = jnp.where(
+            failed, more, jnp.where(present_mask, 0, state.notfinite_count)
+        )
         steps_in_a_row = jnp.where(
             any_failed, optax.safe_increment(state.notfinite_steps), 0
         )
@@ -132,31 +126,29 @@ def apply_if_finite(
             take = ~any_failed | (steps_in_a_row > max_consecutive_errors)
         else:
             left_out = failed & (in_a_row <= max_consecutive_errors)
-            present = there & ~left_out
+            present = present_mask & ~left_out
             take = jnp.any(present) | ~jnp.any(left_out)
             if values is not None:
                 losses = losses_like(losses, _terms.only_present(present, values))
 
-        forwarded = dict(extra_args)
-        if losses is not None:
-            forwarded["losses"] = losses
-        if present is not None:
-            forwarded["present"] = present
+        forwarded = step.forwarded(losses=losses, present=present)
 
-        def step(inner_state: optax.OptState) -> tuple[optax.Updates, optax.OptState]:
+        def attempt(
+            inner_state: optax.OptState,
+        ) -> tuple[optax.Updates, optax.OptState]:
             given = updates
             if skip == "term":
                 # Zeros also for a stage that does not know of absent terms, such as
                 # one of Optax's before the aggregator.
                 given = jax.tree.map(partial(_terms.only_present, present), updates)
-            return inner.update(given, inner_state, params, **forwarded)
+            return inner.update(given, inner_state, step.params, **forwarded)
 
         stepped, inner_state = step_or_hold(
-            take, step, updates, state.inner_state, name
+            take, attempt, updates, state.inner_state, name
         )
         return stepped, ApplyIfFiniteState(
             notfinite_count=in_a_row,
-            last_finite=jnp.where(there, finite, state.last_finite),
+            last_finite=jnp.where(present_mask, finite, state.last_finite),
             total_notfinite=jnp.where(
                 failed,
                 optax.safe_increment(state.total_notfinite),
@@ -166,4 +158,4 @@ def apply_if_finite(
             inner_state=inner_state,
         )
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return _stages.stage(name, num_terms, init_fn, update_fn, inner="inner_state")

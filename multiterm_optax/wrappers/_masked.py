@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import optax
 
-from multiterm_optax import _checks, _terms
+from multiterm_optax import _checks, _stages, _terms
+from multiterm_optax._stages import Step
 
 Mask = Any | Callable[[optax.Params], Any]
 
@@ -77,18 +78,9 @@ def masked(
         return optax.MaskedState(inner.init(keep(chosen(params), params)))
 
     def update_fn(
-        updates: optax.Updates,
-        state: optax.MaskedState,
-        params: optax.Params | None = None,
-        *,
-        present: Any = None,
-        **extra_args: Any,
+        step: Step, state: optax.MaskedState
     ) -> tuple[optax.Updates, optax.MaskedState]:
-        _checks.term_axis(updates, params, name, num_terms)
-        _checks.state(state, init_fn, updates, name, inner="inner_state")
-        present = _checks.present(present, name, num_terms)
-        if present is not None:
-            extra_args["present"] = present
+        updates, params = step.updates, step.params
         shapes = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), updates
         )
@@ -98,7 +90,7 @@ def masked(
             picked,
             state.inner_state,
             None if params is None else keep(flags, params),
-            **extra_args,
+            **step.forwarded(),
         )
         _checks.term_axis_removed(stepped, picked, name)
         _checks.state_keeps_shapes(
@@ -106,14 +98,14 @@ def masked(
         )
 
         def choose(flag: Any, new: Any, leaf: jax.Array) -> jax.Array:
-            return new if flag else _terms.sum_terms(_terms.only_present(present, leaf))
+            return new if flag else _terms.sum_terms(leaf)
 
         return (
             jax.tree.map(choose, flags, stepped, updates),
             optax.MaskedState(inner_state),
         )
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return _stages.stage(name, num_terms, init_fn, update_fn, inner="inner_state")
 
 
 def _full_mask(flags: Any, tree: Any, name: str) -> Any:

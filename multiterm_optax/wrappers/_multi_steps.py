@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from multiterm_optax import _checks, _terms, _weighting
+from multiterm_optax import _checks, _stages, _terms
+from multiterm_optax._stages import Step
 from multiterm_optax._typing import Losses, TermLeaf
 from multiterm_optax.wrappers._inner import losses_like, step_or_hold
 
@@ -108,20 +109,10 @@ def multi_steps(
         )
 
     def update_fn(
-        updates: optax.Updates,
-        state: MultiStepsState,
-        params: optax.Params | None = None,
-        *,
-        losses: Any = None,
-        present: Any = None,
-        **extra_args: Any,
+        step: Step, state: MultiStepsState
     ) -> tuple[optax.Updates, MultiStepsState]:
-        _checks.term_axis(updates, params, name, num_terms)
-        _checks.state(state, init_fn, updates, name, inner="inner_opt_state")
-        present = _checks.present(present, name, num_terms)
-        values = _weighting.losses_vector(
-            losses, name, num_terms, needed=False, present=present
-        )
+        present = step.present
+        losses = step.losses_vector(name, num_terms)
         # A step leaves its means where they are, and the next microbatch starts anew:
         # setting them to zero after a step would cost two more copies of K gradients.
         first = state.mini_step == 0
@@ -131,27 +122,27 @@ def multi_steps(
         def mean(old: TermLeaf, new: TermLeaf) -> TermLeaf:
             """Welford's running mean, which a term that is absent does not move."""
             old = jnp.where(first, jnp.zeros([], old.dtype), old)
-            distance = _terms.only_present(present, new.astype(old.dtype)) - old
+            distance = new.astype(old.dtype) - old
             share = 1 / jnp.maximum(count, 1).astype(old.dtype)
             return old + _terms.only_present(present, _terms.scale(share, distance))
 
-        acc_grads = jax.tree.map(mean, state.acc_grads, updates)
-        acc_losses = state.acc_losses
-        forwarded = dict(extra_args)
-        if values is not None:
-            acc_losses = mean(acc_losses, values)
-            forwarded["losses"] = losses_like(losses, acc_losses)
-        if present is not None:
-            forwarded["present"] = count > 0
+        acc_grads = jax.tree.map(mean, state.acc_grads, step.updates)
+        acc_losses, passed = state.acc_losses, None
+        if losses is not None:
+            acc_losses = mean(acc_losses, losses)
+            passed = losses_like(step.losses, acc_losses)
+        forwarded = step.forwarded(
+            losses=passed, present=None if present is None else count > 0
+        )
 
-        def step(inner_state: optax.OptState) -> tuple[optax.Updates, optax.OptState]:
-            means = optax.tree.cast_like(acc_grads, updates)
-            return inner.update(means, inner_state, params, **forwarded)
+        def take(inner_state: optax.OptState) -> tuple[optax.Updates, optax.OptState]:
+            means = optax.tree.cast_like(acc_grads, step.updates)
+            return inner.update(means, inner_state, step.params, **forwarded)
 
         done = state.mini_step + 1
         last = done >= schedule(state.gradient_step)
         stepped, inner_state = step_or_hold(
-            last, step, updates, state.inner_opt_state, name
+            last, take, step.updates, state.inner_opt_state, name
         )
         return stepped, MultiStepsState(
             mini_step=jnp.where(last, 0, done),
@@ -164,7 +155,7 @@ def multi_steps(
             acc_count=count,
         )
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return _stages.stage(name, num_terms, init_fn, update_fn, inner="inner_opt_state")
 
 
 def _schedule(value: Any, name: str) -> Callable[[jax.Array], Any]:

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from multiterm_optax import _checks, _terms, _weighting
+from multiterm_optax import _checks, _reweighting, _stages, _terms, _weighting
+from multiterm_optax._stages import Step
 from multiterm_optax._weighting import Weighting
 from multiterm_optax.transforms import ReweightState, reweight
 
@@ -71,48 +72,33 @@ def weighted(
         return WeightedState(reweight=outer.init(params), inner=inner.init(params))
 
     def update_fn(
-        updates: optax.Updates,
-        state: WeightedState,
-        params: optax.Params | None = None,
-        *,
-        losses: Any = None,
-        present: Any = None,
-        **extra_args: Any,
+        step: Step, state: WeightedState
     ) -> tuple[optax.Updates, WeightedState]:
-        _checks.term_axis(updates, params, name, num_terms)
-        _checks.state(state, init_fn, updates, name, inner="inner")
-        updates, losses, present = _weighting.prepare(
-            weighting, updates, losses, present, name, num_terms
-        )
-        weights, found = _weighting.find_weights(
-            weighting,
-            jax.tree.leaves(updates),
-            state.reweight.weighting,
-            losses,
-            num_terms,
-            present,
-            **extra_args,
+        losses = step.losses_vector(name, num_terms, needed=weighting.reads_losses)
+        leaves = jax.tree.leaves(step.updates)
+        weights, found = _reweighting.find_weights(
+            weighting, leaves, state.reweight.weighting, step, losses, num_terms
         )
         # Weighted and summed at once: the weighted terms would be K more copies.
-        total = jax.tree.map(partial(_terms.weighted_sum, weights), updates)
+        total = jax.tree.map(partial(_terms.weighted_sum, weights), step.updates)
         outer_state = ReweightState(weights.astype(jnp.result_type(float)), found)
 
-        def step(inner_state: optax.OptState) -> tuple[optax.Updates, optax.OptState]:
-            return inner.update(total, inner_state, params, **extra_args)
+        def take(inner_state: optax.OptState) -> tuple[optax.Updates, optax.OptState]:
+            return inner.update(total, inner_state, step.params, **step.extra_args)
 
-        ready = getattr(found, "ready", None)
+        ready = _weighting.ready(found)
         if ready is None:
-            stepped, inner_state = step(state.inner)
+            stepped, inner_state = take(state.inner)
             _checks.shapes_kept(stepped, total, name)
         else:
-            shapes, _ = jax.eval_shape(step, state.inner)
+            shapes, _ = jax.eval_shape(take, state.inner)
             _checks.shapes_kept(shapes, total, name)
 
             def skip(inner_state: optax.OptState) -> tuple[Any, optax.OptState]:
                 still = jax.tree.map(jnp.zeros_like, shapes)  # and their shardings
                 return still, inner_state
 
-            stepped, inner_state = jax.lax.cond(ready, step, skip, state.inner)
+            stepped, inner_state = jax.lax.cond(ready, take, skip, state.inner)
         return stepped, WeightedState(outer_state, inner_state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return _stages.stage(name, num_terms, init_fn, update_fn, inner="inner")
