@@ -1,8 +1,22 @@
 """What every test runs under: CPU, run-time checks of annotations, one profile."""
 
 import os
+from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+ROOT = Path(__file__).resolve().parent.parent
+
+# In the environment, so that the processes that tests start have the same settings.
+for variable, setting in {
+    "JAX_PLATFORMS": "cpu",
+    # Making programs takes most of the time. Workers and later runs share them.
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    # Programs that run a few times each, on tiny arrays, need not be made fast. XLA's
+    # own counts of bytes and operations are the same, since only LLVM does less.
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+}.items():
+    os.environ.setdefault(variable, setting)
 
 from jaxtyping import install_import_hook
 
@@ -32,13 +46,16 @@ DEVIATION = "deviation from the transcription"
 
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """Programs that run a few times each, on tiny arrays, need not be made fast.
+    """Nothing to do: quick compilation is the default."""
 
-    Not for tests that count bytes or operations, or that promise digits.
-    """
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+
+@pytest.fixture(scope="module")
+def full_compilation():
+    """Programs as users have them, for tests that measure digits or times."""
+    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture

@@ -45,8 +45,6 @@ from tests._asserts import (
     named_leaves,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 K, STEPS = 3, 6
 # No axis of a parameter is as long as K or K - 1: one of those is a term axis.
 PARAMS = {"w": np.array([1.0, -2.0, 0.5, 0.1]), "s": np.array(-1.0)}

@@ -31,8 +31,6 @@ from tests._asserts import (
 )
 from tests._factories import TERMS, example_losses
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 FACTORIES = _factories.factories()
 WITH_LEARNING_RATE = [f for f in FACTORIES if f.takes("learning_rate")]
 

@@ -29,8 +29,6 @@ from tests._asserts import (
     assert_zero,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 MORE = int(os.environ.get("MULTITERM_OPTAX_EXAMPLES", "0"))
 STEPS = 3
 

@@ -1,5 +1,7 @@
 """Weights found from the parameters that the terms share."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,24 +28,36 @@ from tests.gradients._weighted import (
 )
 
 
+@functools.cache
+def heads_problem():
+    """Parameters, a batch, and the gradient of each term by a call of jax.grad."""
+    params = make_heads()
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(16, 24)), jnp.float32)
+    return params, x, [head_grad(params, x, name) for name in ("h0", "h1", "h2")]
+
+
+@functools.partial(jax.jit, static_argnames="name")
+def head_grad(params, x, name):
+    return jax.grad(lambda p: head_losses(p, x)[name])(params)
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("shared", SHARED)
 def test_heads_receive_their_own_gradient(shared, way):
-    params = make_heads()
-    x = jnp.asarray(np.random.default_rng(1).normal(size=(16, 24)), jnp.float32)
+    params, x, rows = heads_problem()
     weighted_grad = value_and_weighted_grad(
         head_losses, spy(), gramian=way, shared=SHARED[shared]
     )
     _, grads, state = jax.jit(weighted_grad.update)(weighted_grad.init(3), params, x)
-    rows = [
-        jax.grad(lambda p, n=n: head_losses(p, x)[n])(params)
-        for n in ("h0", "h1", "h2")
-    ]
     assert_close(state.weighting, dots([row["trunk"] for row in rows]), rtol=2e-6)
     assert_same_structure(grads, params)
     for i, head in enumerate(("h0", "h1", "h2")):
         assert_close(grads["heads"][head], rows[i]["heads"][head], rtol=1e-6)
 
+
+@pytest.mark.parametrize("shared", SHARED)
+def test_weights_that_need_no_gramian_leave_the_heads_alone(shared):
+    params, x, rows = heads_problem()
     fixed = value_and_weighted_grad(
         head_losses, constant([0.5, 0.0, 2.0]), shared=SHARED[shared]
     )

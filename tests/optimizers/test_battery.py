@@ -32,11 +32,6 @@ from tests.references.min_norm import min_norm_point
 
 STEPS = 3000
 
-# Most of the time would go into making tiny programs fast.
-COMPILER_OPTIONS = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-}
 
 
 @dataclass(frozen=True)
@@ -201,12 +196,12 @@ def descend(name, terms):
         carry, _ = jax.lax.scan(step, (params, tx.init(params)), length=STEPS)
         return carry[0]
 
-    every_target = jax.jit(jax.vmap(one_target), compiler_options=COMPILER_OPTIONS)
-    return every_target(jnp.asarray(list(TARGETS.values())))
+    return jax.jit(jax.vmap(one_target))(jnp.asarray(list(TARGETS.values())))
 
 
+# One term is what the contracts and test_single_term say of K = 1: no new way to go.
 @each_method
-@pytest.mark.parametrize("terms", [1, 3])
+@pytest.mark.parametrize("terms", [pytest.param(1, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("target", TARGETS)
 def test_converges(name, terms, target):
     row = list(TARGETS).index(target)
@@ -264,13 +259,12 @@ def test_types_are_stable_in_cond_and_scan(name, dtype, terms):
             return tx.update(grads, state, params, losses=losses)
 
         def maybe(state, go):
+            # Both refuse a step that gives other types than it took.
             zeros = jax.tree.map(jnp.zeros_like, params)
             updates, state = jax.lax.cond(go, take, lambda s: (zeros, s), state)
+            assert_param_shapes(updates, params)
             return state, updates
 
-        updates, once = jax.eval_shape(take, start)
-        assert_param_shapes(updates, params)
-        assert_same_signature(once, start)
         gone = jnp.asarray([True, False])
         last, _ = jax.eval_shape(lambda s: jax.lax.scan(maybe, s, gone), start)
         assert_same_signature(last, start)
@@ -306,18 +300,20 @@ def random_steps(terms=2):
     return params, grads, jnp.asarray(np.exp(rng.normal(size=(FEW, terms))))
 
 
-def run(tx, params, *steps):
-    """Updates of every step and the last state."""
+def steps_of(tx, params, *steps):
+    """The function that ``run`` compiles."""
 
     def step(state, data):
         grads, losses = data
         updates, state = tx.update(grads, state, params, losses=losses)
         return state, updates
 
-    scan = jax.jit(
-        lambda s: jax.lax.scan(step, s, steps), compiler_options=COMPILER_OPTIONS
-    )
-    state, updates = scan(tx.init(params))
+    return lambda state: jax.lax.scan(step, state, steps)
+
+
+def run(tx, params, *steps):
+    """Updates of every step and the last state."""
+    state, updates = jax.jit(steps_of(tx, params, *steps))(tx.init(params))
     return updates, state
 
 
@@ -380,17 +376,32 @@ def sharded(tree, mesh, lead):
     return jax.tree.map(put, tree)
 
 
-@each_method
-def test_explicit_axes_of_a_mesh(name):
+def on_explicit_axes(name):
+    """The method's transformation and its arguments, laid over two devices."""
     params, grads, losses = random_steps()
     mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):
-        params = sharded(params, mesh, 0)
+        laid = sharded(params, mesh, 0), sharded(grads, mesh, 2), losses
+    return mesh, METHODS[name].make(rising(), 2), laid
+
+
+@each_method
+def test_explicit_axes_of_a_mesh(name):
+    # The axes are part of the types: tracing finds them.
+    mesh, tx, (params, *steps) = on_explicit_axes(name)
+    with jax.set_mesh(mesh):
         # The scan refuses a state whose shardings change.
-        updates, _ = run(
-            METHODS[name].make(rising(), 2), params, sharded(grads, mesh, 2), losses
-        )
+        _, updates = jax.eval_shape(steps_of(tx, params, *steps), tx.init(params))
         for leaf, param in params.items():
-            found = jax.typeof(updates[leaf]).sharding.spec
-            assert found == PartitionSpec(None, *jax.typeof(param).sharding.spec)
+            expected = PartitionSpec(None, *jax.typeof(param).sharding.spec)
+            assert updates[leaf].sharding.spec == expected
+
+
+# By default tests/test_sharding.py compares the numbers of the larger methods.
+@pytest.mark.slow
+@each_method
+def test_numbers_on_explicit_axes_of_a_mesh(name):
+    mesh, tx, laid = on_explicit_axes(name)
+    with jax.set_mesh(mesh):
+        updates, _ = run(tx, *laid)
     assert_close(updates, plain(name), rtol=1e-5)

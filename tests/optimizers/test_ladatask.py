@@ -25,9 +25,8 @@ GROUPS = {
     ("terms", "grouping"),
     [(2, "leaf"), (3, "leaf"), (10, "leaf"), (3, "global"), (3, "labels")],
 )
-@pytest.mark.parametrize("h", [np.sum, np.mean], ids=["sum", "mean"])
 def test_agrees_with_equations_8_and_9(
-    x64, record_deviation, h, terms, grouping, inside, total
+    x64, record_deviation, terms, grouping, inside, total
 ):
     groups, listed = GROUPS[grouping]
     problem = Pulls(terms, STEPS, seed=terms)
@@ -40,21 +39,23 @@ def test_agrees_with_equations_8_and_9(
         groups=groups,
         eps_in_sqrt=inside,
     )
-    expected = reference.rmsprop(
-        problem.start,
-        problem.numpy_gradients,
-        STEPS,
-        listed,
-        eta=0.02,
-        gamma=0.9,
-        epsilon=1e-6,
-        h=h,
-        total=total,
-        inside=inside,
-    )
-    deviation = problem.deviation(problem.run(tx), expected)
-    record_deviation(f"ladatask_rmsprop, {total}", deviation)
-    assert deviation < 1e-9
+    found = problem.run(tx)
+    for h in (np.sum, np.mean):  # the choice of h cancels
+        expected = reference.rmsprop(
+            problem.start,
+            problem.numpy_gradients,
+            STEPS,
+            listed,
+            eta=0.02,
+            gamma=0.9,
+            epsilon=1e-6,
+            h=h,
+            total=total,
+            inside=inside,
+        )
+        deviation = problem.deviation(found, expected)
+        record_deviation(f"ladatask_rmsprop, {total}", deviation)
+        assert deviation < 1e-9
 
 
 def test_state_is_one_buffer_and_k_plus_one_numbers_a_group():
