@@ -95,7 +95,9 @@ def stage(
 
     # An error message of a chain says which function made its stages.
     update_fn.__qualname__ = f"{name}.<locals>.update_fn"
-    return optax.GradientTransformationExtraArgs(init, update_fn)
+    # Optax declares any tree of arrays as the state, and no type of one's own.
+    any_init: Any = init
+    return optax.GradientTransformationExtraArgs(any_init, update_fn)
 
 
 def speaking_as(

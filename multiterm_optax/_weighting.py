@@ -23,7 +23,7 @@ State = TypeVar("State")
 class WeightingInit(Protocol):
     """``init(num_terms) -> state``."""
 
-    def __call__(self, num_terms: int) -> Any:
+    def __call__(self, num_terms: int, /) -> Any:
         """Returns the state before the first step."""
         ...
 

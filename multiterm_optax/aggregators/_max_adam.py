@@ -26,7 +26,7 @@ class ScaleByMaxAdamState(NamedTuple):
       nu_max: With ``amsgrad`` the largest reduced second moment so far, else None.
     """
 
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     term_counts: jax.Array
     mu: optax.Updates
     nu: optax.Updates
@@ -126,9 +126,9 @@ def scale_by_max_adam(
     ) -> tuple[optax.Updates, ScaleByMaxAdamState]:
         updates = step.updates
         keep_absent = partial(_terms.keep_absent, step.present)
-        count = optax.safe_increment(state.count)
+        count = jnp.asarray(optax.safe_increment(state.count))
         term_counts = keep_absent(
-            optax.safe_increment(state.term_counts), state.term_counts
+            jnp.asarray(optax.safe_increment(state.term_counts)), state.term_counts
         )
         # The moments of a term not seen yet are zero, whatever they are divided by.
         own_counts = jnp.maximum(term_counts, 1)
@@ -168,7 +168,7 @@ def scale_by_max_adam(
         nu = jax.tree.map(second_moment, updates, state.nu)
         reduced = jax.tree.map(reduce_terms, nu)
         nu_max = None
-        if amsgrad:
+        if state.nu_max is not None:  # amsgrad
             reduced = jax.tree.map(jnp.maximum, state.nu_max, reduced)
             nu_max = optax.tree.cast_like(reduced, state.nu_max)
             if own:

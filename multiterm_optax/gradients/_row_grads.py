@@ -18,7 +18,7 @@ from multiterm_optax.gradients._passes import Passes
 class _Plan(NamedTuple):
     """Which rows each of N passes takes, C each; the first K passes are the terms'."""
 
-    index: Int[Array, "N C"]
+    rows: Int[Array, "N C"]
     weights: Float[Array, "N C"]
     used: Bool[Array, " N"]
     terms: Int[Array, " N"]
@@ -134,7 +134,7 @@ def value_and_row_grads(
             # Unrolled passes are then traced once. Outside of any jit the passes
             # would be compiled anew at each call.
             one_pass = jax.jit(one_pass)
-        inputs = (plan.index, plan.weights, plan.used)
+        inputs = (plan.rows, plan.weights, plan.used)
         few = num_terms <= _passes.MAX_UNROLLED
         if passes == "unroll" or (passes is None and few):
             found = [

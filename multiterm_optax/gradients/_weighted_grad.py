@@ -26,7 +26,7 @@ class WeightedGradState(NamedTuple):
 
     weights: jax.Array
     weighting: Any
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class WeightedGrad(NamedTuple):
@@ -169,7 +169,7 @@ def value_and_weighted_grad(
                 f"losses, as given to init, found {num_terms}."
             )
         present = _checks.present(present, name, num_terms)
-        vector = _checks.losses(losses, name, num_terms, needed=True)
+        vector: Any = _checks.losses(losses, name, num_terms, needed=True)
         vector = _terms.only_present(present, vector)
 
         def find() -> tuple[jax.Array, Any]:

@@ -78,7 +78,7 @@ def track_dominance(
 
     def update_fn(
         updates: optax.Updates,
-        state: TrackDominanceState,
+        state: Any,
         params: optax.Params | None = None,
         *,
         present: Any = None,

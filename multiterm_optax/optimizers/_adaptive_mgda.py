@@ -1,7 +1,7 @@
 """MGDA that skips steps within a bound on the gradients' errors, found as it goes."""
 
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ class AdaptiveMGDAState(NamedTuple):
 
     weighted: WeightedState
     eps: jax.Array
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     term_counts: jax.Array
     mean: optax.Updates
     spread: jax.Array
@@ -119,7 +119,7 @@ def adaptive_mgda(
     def init_fn(params: optax.Params) -> AdaptiveMGDAState:
         dtype = _terms.accumulator_dtype(*jax.tree.leaves(params))
         return AdaptiveMGDAState(
-            weighted=stepper(0.0).init(params),
+            weighted=cast(WeightedState, stepper(0.0).init(params)),
             eps=jnp.zeros((num_terms,), dtype),
             count=jnp.zeros([], jnp.int32),
             term_counts=jnp.zeros([num_terms], jnp.int32),
@@ -166,7 +166,7 @@ def adaptive_mgda(
         # A gradient that is not finite tells nothing of the errors of others.
         measured = ended & earlier & jnp.isfinite(eps)
         return stepped, AdaptiveMGDAState(
-            weighted=inner_state,
+            weighted=cast(WeightedState, inner_state),
             eps=jnp.where(measured, eps, state.eps),
             count=jnp.where(ended, 0, count).astype(jnp.int32),
             term_counts=jnp.where(ended, 0, term_counts).astype(jnp.int32),

@@ -1,5 +1,6 @@
 """What every optimizer with a learning rate ends in."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import optax
@@ -12,7 +13,7 @@ PARTS = ("balance_by_norm", "per_term", "scale_by_max_adam", "sum_terms")
 
 
 def step(
-    stages: list[optax.GradientTransformation],
+    stages: Sequence[optax.GradientTransformation],
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: Scalar | None,
     mask: Any,

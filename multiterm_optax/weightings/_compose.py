@@ -63,7 +63,8 @@ def compose(*weightings: Weighting) -> Weighting:
         products = problem.gramian
         if products is None:
             products = problem.squared_norms
-        losses, total = problem.losses, None
+        losses = problem.losses
+        total: Any = None
         parts = []
         for i, one in enumerate(weightings):
             weights, part = _weighting.weights_from(

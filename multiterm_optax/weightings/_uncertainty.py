@@ -91,7 +91,7 @@ def uncertainty(
     learner = optax.adam(1e-3) if optimizer is None else optimizer
     _checks.transformation(learner, "optimizer", name)
     alike = isinstance(likelihood, str) or not isinstance(likelihood, Sequence)
-    kinds = [likelihood] if alike else list(likelihood)
+    kinds: list[Any] = [likelihood] if alike else list(likelihood)
     for kind in kinds:
         _checks.one_of(kind, "likelihood", name, tuple(_FACTORS))
 

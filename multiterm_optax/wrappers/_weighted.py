@@ -1,7 +1,7 @@
 """A weighting in front of an ordinary optimizer, with the right to skip a step."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,8 @@ def weighted(
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params: optax.Params) -> WeightedState:
-        return WeightedState(reweight=outer.init(params), inner=inner.init(params))
+        outer_state = cast(ReweightState, outer.init(params))
+        return WeightedState(reweight=outer_state, inner=inner.init(params))
 
     def update_fn(
         step: Step, state: WeightedState

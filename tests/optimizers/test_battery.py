@@ -33,7 +33,6 @@ from tests.references.min_norm import min_norm_point
 STEPS = 3000
 
 
-
 @dataclass(frozen=True)
 class Method:
     """A named way from K gradients to a step.
