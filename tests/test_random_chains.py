@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from hypothesis import Phase, event, given, settings
 from hypothesis import strategies as st
 
