@@ -1,6 +1,8 @@
 """What every test runs under: CPU, run-time checks of annotations, one profile."""
 
+import gc
 import os
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,20 +44,39 @@ settings.register_profile(
 settings.load_profile("default")
 
 DEVIATION = "deviation from the transcription"
+DAYS_KEPT = 14
+
+
+def pytest_configure(config):
+    """Old programs leave the cache, which would grow with every change else."""
+    if hasattr(config, "workerinput") or "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        return
+    oldest = time.time() - DAYS_KEPT * 24 * 3600
+    for program in Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).glob("jit_*-cache"):
+        if program.stat().st_mtime < oldest:
+            program.unlink(missing_ok=True)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """All tests of a file on one worker: they share what it has traced and compiled."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
+
+
+def pytest_collection_finish():
+    """What is imported stays; JAX's many small objects need not be searched often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture(scope="module")
 def quick_compilation():
     """Nothing to do: quick compilation is the default."""
-
-
-@pytest.fixture(scope="module")
-def full_compilation():
-    """Programs as users have them, for tests that measure digits or times."""
-    before = jax.config.jax_disable_most_optimizations
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture

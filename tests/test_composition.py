@@ -187,15 +187,15 @@ def test_around_a_whole_optimizer_these_fail(name):
     tx = build()
     state = tx.init(PARAMS)
     if isinstance(outcome, dict):
-        updates, _ = tx.update(draw(), state, PARAMS)
+        updates, _ = jax.eval_shape(tx.update, draw(), state, PARAMS)
         assert {key: u.shape for key, u in updates.items()} == outcome
         # What Optax does without a word, chain refuses.
         with pytest.raises(ValueError, match="term axis"):
-            mt.chain(tx).update(draw(), (state,), PARAMS)
+            jax.eval_shape(mt.chain(tx).update, draw(), (state,), PARAMS)
     else:
         kind, words = outcome
         with pytest.raises(kind, match=words):
-            tx.update(draw(), state, PARAMS)
+            jax.eval_shape(tx.update, draw(), state, PARAMS)
 
 
 def test_conditions_go_inside_or_after():

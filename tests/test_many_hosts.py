@@ -32,7 +32,13 @@ def numbers(line):
 
 
 @no_gloo
-@pytest.mark.parametrize("layout", [[], ["--fsdp"]], ids=["copied", "fsdp"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param([], id="copied"),
+        pytest.param(["--fsdp"], id="fsdp", marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_find_what_one_finds(layout):
     # The script stops its processes after --timeout, and the outer limit stops it.
     run = subprocess.run(

@@ -25,12 +25,6 @@ K, STEPS = 3, 3
 SHAPES = {"vector": (4,), "matrix": (2, 3), "scalar": ()}
 HALF = ["bfloat16", "float16"]
 
-# Most of the time would go into making tiny programs fast.
-COMPILER_OPTIONS = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-}
-
 
 # Stages and optimizers around what has no state and no precision of its own.
 def _build(factory):
@@ -92,7 +86,7 @@ def compiled(name, dtype):
         state, updates = jax.lax.scan(step, tx.init(params), steps)
         return updates, state
 
-    return jax.jit(run, compiler_options=COMPILER_OPTIONS)
+    return jax.jit(run)
 
 
 def run(name, dtype, grads, losses):

@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "examples" / "reproductions"
-SLOW = {"mtadam_mnist", "adatask_synthetic"}  # many networks to compile
+# The others have many programs to compile.
+QUICK = {"mtadam_l1_l2", "softadapt_autoencoder", "softadapt_functions"}
 
 
 def run(name, out, *options):
@@ -31,7 +32,7 @@ def names():
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
         for name in names()
     ],
 )

@@ -293,11 +293,16 @@ def test_weights_are_constants_to_a_derivative():
         losses = as_stack(p, x)
         return jnp.dot(weights, losses)
 
-    tangent = jax.jvp(found, (params,), (direction,))[1]
-    reference = jax.jvp(jax.grad(expected), (params,), (direction,))[1]
+    @jax.jit
+    def derivatives(params):
+        along = (params,), (direction,)
+        tangent = jax.jvp(found, *along)[1]
+        # In reverse, too, in spite of the solver's loop.
+        inner = jax.grad(lambda p: optax.tree.vdot(found(p), direction))(params)
+        return tangent, inner, jax.jvp(jax.grad(expected), *along)[1]
+
+    tangent, inner, reference = derivatives(params)
     assert_close(tangent, reference, rtol=1e-9)
-    # In reverse, too, in spite of the solver's loop.
-    inner = jax.grad(lambda p: optax.tree.vdot(found(p), direction))(params)
     assert_close(inner, reference, rtol=1e-9)
 
 

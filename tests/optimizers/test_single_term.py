@@ -117,7 +117,13 @@ INNERS = {
 
 
 @pytest.mark.parametrize("inner", INNERS)
-@pytest.mark.parametrize("double", [True, False], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    "double",
+    [
+        pytest.param(True, id="float64"),
+        pytest.param(False, id="float32", marks=pytest.mark.slow),
+    ],
+)
 def test_adatask_of_one_term_is_the_inner_optimizer(inner, double):
     with jax.enable_x64(double):
         grads, params = problem(jnp.float64 if double else jnp.float32)
