@@ -22,8 +22,10 @@ for variable, setting in {
 
 from jaxtyping import install_import_hook
 
+import tests._annotations
+
 # Before anything imports the package: its annotations are then checked at each call.
-install_import_hook("multiterm_optax", "beartype.beartype")
+install_import_hook("multiterm_optax", f"{tests._annotations.__name__}.checked")
 
 import jax
 import jaxtyping
