@@ -17,6 +17,8 @@ for variable, setting in {
     # Programs that run a few times each, on tiny arrays, need not be made fast. XLA's
     # own counts of bytes and operations are the same, since only LLVM does less.
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    # Threads of NumPy's that wait for a busy core cost more than they bring.
+    "OPENBLAS_NUM_THREADS": "1",
 }.items():
     os.environ.setdefault(variable, setting)
 
