@@ -164,9 +164,9 @@ def _gramian_of_slices(
 
 
 def _gramian_by_pieces(leaf: TermLeaf) -> Gramian:
-    # XLA:CPU copies both factors of a matrix product into its own layout. Piece by piece
-    # the copies are small and stay in the cache. A piece takes every n-th row, so that
-    # each device has an equal part of it and need not send its rows.
+    # XLA:CPU copies both factors of a matrix product into its own layout. Those of a
+    # piece are small and stay in the cache. A piece takes every n-th row, so that each
+    # device has an equal part of it and need not send its rows.
     num_terms, *sizes = (leaf.shape[0], *(size for size in leaf.shape[1:] if size > 1))
     if len(sizes) == 1:
         row = _divisor(sizes[0], 256, 4096) or 1
