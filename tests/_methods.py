@@ -35,6 +35,8 @@ class Method:
       arguments: Its arguments; ``ByTerm`` where they are one for each term, which the
         shared tests may then permute or leave out.
       permutes: The direction does not depend on the order of the terms.
+      anchored: The weights are relative to one of the terms, so that another order of
+        the terms, or other terms, give them up to one factor.
       invariant: Nor do the weights on the scale of all gradients.
       simplex: The weights are not negative and sum to 1.
       agrees: The direction conflicts with no term.
@@ -50,6 +52,7 @@ class Method:
     factory: Callable[..., Any]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     permutes: bool = True
+    anchored: bool = False
     invariant: bool = True
     simplex: bool = False
     agrees: bool = False
@@ -116,8 +119,20 @@ def methods():
         if method.factory is factory:
             known = _arguments.required(factory, name, "weightings", method.arguments)
             method = replace(method, arguments=known)
-        found[name] = method if not method.drawn else replace(method, permutes=False)
-    return found | declared
+        found[name] = method
+    found |= declared
+    return {
+        name: replace(one, permutes=False) if one.drawn or one.anchored else one
+        for name, one in found.items()
+    }
+
+
+def relative(method, weights):
+    """The weights, or, of an anchored method, their shares."""
+    if not method.anchored:
+        return weights
+    total = np.sum(np.abs(weights), axis=-1, keepdims=True)
+    return weights / np.where(total > 0, total, 1)
 
 
 def factories():
@@ -133,5 +148,5 @@ def build(name, terms, **options):
 def products(method, gramian):
     """What a caller gives the weighting of a gramian, or of a batch of them."""
     if method.reads == "norms":
-        return np.diagonal(gramian, axis1=-2, axis2=-1) if gramian is not None else None
+        return gramian.diagonal(axis1=-2, axis2=-1)
     return gramian if method.reads else None

@@ -125,17 +125,14 @@ def vector(value: Any, argument: str, name: str, num_terms: int) -> jax.Array:
 def term_index(
     value: Any, argument: str, name: str, num_terms: int | None = None
 ) -> int:
-    """Returns ``value`` as a static index of a term; K may be unknown."""
+    """Returns ``value`` as the static index of a term, in range if K is known."""
     index = as_int(value)
     if index is None:
         raise TypeError(
             f"{name}: {argument} must be None or the index of a term, found "
             f"{_words.describe(value)}."
         )
-    if num_terms is None:
-        if index < 0:
-            raise ValueError(f"{name}: {argument} must be at least 0, found {index}.")
-    elif not 0 <= index < num_terms:
+    if num_terms is not None and not 0 <= index < num_terms:
         raise ValueError(
             f"{name}: {argument} must be in [0, {num_terms - 1}] for "
             f"num_terms={num_terms}, found {index}."

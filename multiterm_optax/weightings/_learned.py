@@ -22,7 +22,13 @@ def step(
     moved, new_state = learner.update(gradient, state, values)
     learned = jnp.asarray(optax.apply_updates(values, moved))
     if problem.present is not None:
-        new_state = optax.tree.map_params(
-            learner, problem.keep_absent, new_state, state
+        by_term = optax.tree.map_params(
+            learner, lambda _: True, state, transform_non_params=lambda _: False
+        )
+        new_state = jax.tree.map(
+            lambda own, new, old: problem.keep_absent(new, old) if own else new,
+            by_term,
+            new_state,
+            state,
         )
     return learned, new_state

@@ -12,11 +12,9 @@ from tests._methods import Method
 from tests.weightings import _groups
 
 METHODS = {
-    # The first step's norms are the anchor's, so that the direction is not the one of
-    # another order of the terms.
-    "by_norm": Method(mt.by_norm, permutes=False),
+    "by_norm": Method(mt.by_norm, anchored=True),
     "by_norm, paper": Method(
-        mt.by_norm, {"anchor": 0, "norm_init": 1.0}, permutes=False, invariant=False
+        mt.by_norm, {"anchor": 0, "norm_init": 1.0}, anchored=True, invariant=False
     ),
 }
 

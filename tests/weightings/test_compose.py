@@ -18,11 +18,10 @@ def norms_then_projections():
 
 
 METHODS = {
-    "compose": Method(norms_then_projections, agrees=False, invariant=False),
+    "compose": Method(norms_then_projections, anchored=True),
     "compose, mixing": Method(
         lambda key: mt.compose(mt.lbtw(), mt.pcgrad(key), mt.mgda()),
         {"key": lambda terms: jax.random.key(1)},
-        permutes=False,
     ),
 }
 
