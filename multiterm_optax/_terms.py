@@ -6,6 +6,7 @@ reshapes a leaf that may be sharded, since that would move its data between devi
 
 from collections.abc import Callable
 from functools import reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +22,23 @@ def accumulator_dtype(*leaves: jax.typing.ArrayLike) -> jnp.dtype:
     return jnp.result_type(jnp.float32, *(jnp.result_type(leaf) for leaf in leaves))
 
 
-def zeros_per_term(param: jax.typing.ArrayLike, num_terms: int, dtype) -> TermLeaf:
-    """Zeros [K, *p] that keep the parameter's sharding on the axes of ``*p``."""
+def zeros_per_term(
+    param: jax.typing.ArrayLike, num_terms: int, dtype: Any = None
+) -> TermLeaf:
+    """Zeros [K, *p] that keep the parameter's sharding on the axes of ``*p``.
+
+    ``dtype`` None: that of the accumulator.
+    """
     zeros = zeros_like(param, dtype)
     return jnp.broadcast_to(zeros, (num_terms, *zeros.shape))
 
 
-def zeros_like(param: jax.typing.ArrayLike, dtype) -> Leaf:
-    """Zeros [*p] that keep the parameter's sharding, inside a jit too."""
-    zeros = jnp.zeros_like(param, dtype=dtype)
+def zeros_like(param: jax.typing.ArrayLike, dtype: Any = None) -> Leaf:
+    """Zeros [*p] that keep the parameter's sharding, inside a jit too.
+
+    ``dtype`` None: that of the accumulator.
+    """
+    zeros = jnp.zeros_like(param, dtype=dtype or accumulator_dtype(param))
     if not isinstance(param, Tracer):
         return zeros
     # Constants carry no mesh, and a compiled init would leave them on one device. This

@@ -23,9 +23,9 @@ def choose(
     """Chooses a way that suits the number of terms, the program and the machine."""
     if num_terms <= MAX_UNROLLED:
         return "unroll"
-    # A batch of passes uses an accelerator better than a single pass, and XLA:CPU has no
-    # fast convolution inside a loop. Otherwise a loop is as fast, needs the least memory,
-    # and avoids a fault of jaxlib 0.10 (fixed in 0.12): its fused batched products on CPU
+    # A batch of passes uses an accelerator better than one pass, and XLA:CPU is slow at
+    # convolutions in a loop. Otherwise a loop is as fast, needs the least memory, and
+    # avoids a fault of jaxlib 0.10 (fixed in 0.12), whose fused batched products on CPU
     # give wrong gradients for attention under vmap.
     if jax.default_backend() != "cpu":
         return "vmap"

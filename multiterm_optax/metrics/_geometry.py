@@ -1,4 +1,4 @@
-"""Lengths of the terms' gradients and the angles between them."""
+"""Lengths of the terms' gradients and angles between them."""
 
 from typing import Any
 
