@@ -1,4 +1,4 @@
-"""The root of a function of one number, between two points of opposite sign."""
+"""Finds a root of a function of one number between two points of opposite sign."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,10 +10,10 @@ _MAX_EVALUATIONS = 60
 
 
 class Root(NamedTuple):
-    """What a search found: what came with the value nearest to zero.
+    """The result of a search.
 
     Attributes:
-      aux: What the function returned beside that value.
+      aux: What the function returned beside its value nearest to zero.
       bracketed: Whether the values at the ends have opposite signs.
     """
 
@@ -86,7 +86,10 @@ def search(
 
 
 def _next(it: _Bracket, tolerance: jax.Array) -> jax.Array:
-    """Inverse quadratic interpolation where it can be trusted, else halfway."""
+    """Inverse quadratic interpolation where it can be trusted, else bisection.
+
+    Bisection is in arcsinh(x), since the ends may lie many orders of magnitude apart.
+    """
     x, f = it.newest.x, it.newest.f
     g, h = it.opposite.f, it.before.f
     xi = (x - it.opposite.x) / (it.before.x - it.opposite.x)

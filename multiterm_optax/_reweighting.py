@@ -1,4 +1,4 @@
-"""A weighting at work on per-term gradients, as a whole or group by group."""
+"""Applies a weighting to per-term gradients, all together or group by group."""
 
 from typing import Any, NamedTuple
 
@@ -20,9 +20,9 @@ def find_weights(
     losses: Losses | None,
     num_terms: int,
 ) -> tuple[Weights | Mixing, Any]:
-    """One step of a weighting on leaves [K, *p]: computes only what it reads of them.
+    """One step of a weighting on leaves [K, *p], computing only what it reads.
 
-    Absent terms must be zeros in the losses already, and in the leaves too unless the
+    Absent terms must already be zero in the losses, and in the leaves too unless the
     weighting reads nothing but norms.
     """
     products = None
@@ -49,7 +49,7 @@ class BalanceByNormState(NamedTuple):
 def balance(
     weighting: Weighting, num_terms: int, groups: Groups, name: str
 ) -> optax.GradientTransformationExtraArgs:
-    """A stage from a weighting that reads norms and keeps ``norms`` and nothing else.
+    """Makes a stage from a weighting that reads norms and keeps only ``norms``.
 
     Unlike ``reweight`` it keeps the norms as one tree, and no weights.
     """

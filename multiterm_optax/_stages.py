@@ -1,4 +1,4 @@
-"""A stage or wrapper says only what is its own: the reading of a step is here.
+"""Reads the arguments of a step, so that a stage states only what is its own.
 
 Every ``update`` of the library checks its updates, its state and the mask of the
 present terms in the same way, and then works on a clean :class:`Step`.
@@ -19,7 +19,7 @@ State = TypeVar("State")
 
 
 class Step(NamedTuple):
-    """What one call of ``update`` is given, checked.
+    """The checked arguments of one call of ``update``.
 
     Attributes:
       updates: Leaves [K, *p], by default with zeros for absent terms.
@@ -43,7 +43,7 @@ class Step(NamedTuple):
         return losses if losses is None else _terms.only_present(self.present, losses)
 
     def forwarded(self, **others: Any) -> dict[str, Any]:
-        """The extra arguments for an inner transformation that knows of terms.
+        """The extra arguments for an inner transformation that is aware of terms.
 
         Of ``losses``, ``present`` and what ``others`` replaces, those that are None
         are left out, as if the user had not passed them.
@@ -63,7 +63,7 @@ def stage(
     checks_state: bool = True,
     zeroes_absent: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-    """A transformation of per-term gradients from what it does with a clean step.
+    """Makes a transformation of per-term gradients from what it does with a step.
 
     Args:
       name: The function that the user called, for the messages.
@@ -97,9 +97,9 @@ def stage(
             updates = jax.tree.map(partial(_terms.only_present, present), updates)
         return update(Step(updates, params, present, losses, extra_args), state)
 
-    # An error message of a chain says which function made its stages.
+    # The error messages of a chain say which function made each of its stages.
     update_fn.__qualname__ = f"{name}.<locals>.update_fn"
-    # Optax declares any tree of arrays as the state, and no type of one's own.
+    # Optax declares a state to be a tree of arrays, and allows no type of one's own.
     any_init: Any = init
     return optax.GradientTransformationExtraArgs(any_init, update_fn)
 
@@ -107,7 +107,7 @@ def stage(
 def speaking_as(
     name: str, tx: optax.GradientTransformation, *parts: str
 ) -> optax.GradientTransformationExtraArgs:
-    """``tx`` made of stages ``parts``, whose messages name ``name`` instead."""
+    """Returns ``tx``, with errors of its ``parts`` naming ``name`` instead."""
     tx = optax.with_extra_args_support(tx)
 
     def init_fn(params: optax.Params) -> optax.OptState:

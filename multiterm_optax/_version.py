@@ -1,4 +1,4 @@
-"""The version, which pyproject.toml states and the installed metadata repeat."""
+"""The version, from the installed metadata, which take it from pyproject.toml."""
 
 import importlib.metadata
 
@@ -7,7 +7,7 @@ def _installed() -> str:
     try:
         return importlib.metadata.version("multiterm-optax")
     except importlib.metadata.PackageNotFoundError:
-        # A checkout that is on the path without being installed.
+        # The package is on the path without being installed.
         return "0+unknown"
 
 

@@ -2,7 +2,7 @@
 
 A weighting never sees a parameter. The same object serves ``reweight`` in a
 chain, ``weighted`` around an optimizer, and, where it reads losses only, the
-losses alone. :func:`method` makes one from what is a method's own.
+losses alone. :func:`method` makes one from what is particular to a method.
 """
 
 import inspect
@@ -54,11 +54,12 @@ class Weighting(NamedTuple):
         [K], or a mixing matrix [K, K] whose row i makes the new gradient of term i.
         A state with a boolean field ``ready``, at any depth, asks for the step to be
         skipped when False. ``present`` [K] says which terms are present in this step,
-        all for None: the weights are those of the smaller problem that has only these
-        terms. An absent term gets the weight 0, what the gramian and the losses hold
-        for it is never read, and its part of the state, its count of steps included,
-        stays as it is. Where all are absent all weights are 0. Further keyword-only
-        arguments in the signature name the extra arguments that the method reads.
+        and None that all are. The weights are those of the smaller problem with these
+        terms only: an absent term gets the weight 0, its entries in the gramian and
+        the losses are never read, and its part of the state, its count of steps
+        included, stays as it is. If all terms are absent, all weights are 0. Further
+        keyword-only arguments in the signature name the extra arguments that the method
+        reads.
       reads_gramian: Whether ``update`` needs the gramian; where it does not, no
         per-term gradient is needed and ``gramian`` may be None.
       reads_losses: Whether ``update`` needs ``losses``.
@@ -75,7 +76,9 @@ class Weighting(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """One step as a method sees it: checked, constant, and with zeros for absent terms.
+    """One step as a method sees it, checked and with zeros for absent terms.
+
+    Outer derivatives see constants here.
 
     Attributes:
       num_terms: K.
@@ -96,14 +99,14 @@ class Problem(NamedTuple):
 
     @property
     def num_present(self) -> Scalar:
-        """How many terms are present; 1 if none is, so that it can divide."""
+        """The number of present terms, but at least 1, so that it can divide."""
         if self.present is None:
             return self.num_terms
         return jnp.maximum(jnp.sum(self.present), 1)
 
     @property
     def any_present(self) -> Bool[Array, ""] | bool:
-        """Whether a term is present."""
+        """Whether any term is present."""
         return True if self.present is None else jnp.any(self.present)
 
     def only_present(self, values: jax.Array) -> jax.Array:
@@ -115,7 +118,7 @@ class Problem(NamedTuple):
         return new if self.present is None else jnp.where(self.present, new, old)
 
     def equal_shares(self, dtype: Any) -> Weights:
-        """One over the number of the present terms, for each of them."""
+        """One over the number of present terms, for each of them."""
         ones = self.only_present(jnp.ones((self.num_terms,), dtype))
         return ones / self.num_present
 
@@ -124,7 +127,7 @@ class Problem(NamedTuple):
         return jnp.sum(self.only_present(values)) / self.num_present
 
     def largest(self, values: Float[Array, " K"]) -> jax.Array:
-        """The maximum over the present terms; minus infinity if there is none."""
+        """The maximum over the present terms, or minus infinity if there are none."""
         if self.present is None:
             return jnp.max(values)
         return jnp.max(values, where=self.present, initial=-jnp.inf)
@@ -141,19 +144,19 @@ def method(
     by_term: tuple[str, ...] = (),
     extra_args: tuple[str, ...] = (),
 ) -> Weighting:
-    """A weighting from what is a method's own.
+    """Makes a weighting from what is particular to a method.
 
     Args:
       name: The factory, for the messages.
       init: From the number of terms to the state before the first step.
-      find: ``(problem, state) -> (weights, state)``. Weights of absent terms need not
-        be zero, nor need absent terms' part of the state stay: both are seen to here.
+      find: ``(problem, state) -> (weights, state)``. It may disregard absent terms:
+        their weights are set to zero and their part of the state is kept here.
       reads_gramian: Whether ``find`` reads ``problem.gramian``.
       reads_norms: Whether it reads ``problem.squared_norms``.
       reads_losses: Whether it reads ``problem.losses``.
       by_term: Fields of the state whose last axis is that of the terms.
       extra_args: Names of the extra arguments of ``update`` that ``find`` reads from
-        ``problem.extra_args``, where they are if they were passed.
+        ``problem.extra_args``, which holds those that were passed.
     """
 
     def update(
@@ -167,7 +170,7 @@ def method(
         if by_term:
             num_terms = getattr(state, by_term[0]).shape[-1]
         else:
-            num_terms = _count(gramian, losses, present)
+            num_terms = _infer_num_terms(gramian, losses, present)
         present = _checks.present(present, name, num_terms)
         problem = Problem(num_terms, present)
         if reads_losses:
@@ -190,7 +193,7 @@ def method(
             later = later._replace(**kept)  # pyright: ignore
         return weights, later
 
-    # A caller that has arguments for others, too, sees which are the method's.
+    # Callers read from the signature which extra arguments are meant for the method.
     signature = inspect.signature(update)
     parameters = list(signature.parameters.values())
     parameters[-1:-1] = [
@@ -208,14 +211,14 @@ def method(
 
 
 def _constant(problem: Problem) -> Problem:
-    """The problem as an outer derivative sees it: the weights do not depend on it."""
+    """The same problem, whose weights are constants to any outer derivative."""
     read = (problem.gramian, problem.squared_norms, problem.losses)
     gramian, norms, losses = jax.lax.stop_gradient(read)
     return problem._replace(gramian=gramian, squared_norms=norms, losses=losses)
 
 
-def _count(gramian: Any, losses: Any, present: Any) -> int:
-    """The number of terms where the state does not tell it; 0 if nothing does."""
+def _infer_num_terms(gramian: Any, losses: Any, present: Any) -> int:
+    """K where the state does not tell it; 0 if no argument does either."""
     for value in (gramian, present):
         if value is not None:
             return jnp.shape(value)[-1]
@@ -225,11 +228,11 @@ def _count(gramian: Any, losses: Any, present: Any) -> int:
     return len(leaves)
 
 
-def _products(gramian: Any, num_terms: int, whole: bool, name: str) -> jax.Array:
+def _products(gramian: Any, num_terms: int, all_pairs: bool, name: str) -> jax.Array:
     """The gramian, or the squared norms, as an array of the right shape."""
-    shapes = [(num_terms, num_terms)] + [(num_terms,)] * (not whole)
+    shapes = [(num_terms, num_terms)] + [(num_terms,)] * (not all_pairs)
     if gramian is None or jnp.shape(gramian) not in shapes:
-        wanted = "[K, K]" if whole else "[K, K], or its diagonal [K]"
+        wanted = "[K, K]" if all_pairs else "[K, K], or its diagonal [K]"
         found = "None" if gramian is None else f"shape {jnp.shape(gramian)}"
         raise ValueError(
             f"{name}: gramian must be an array {wanted}, with num_terms={num_terms}, "
@@ -239,7 +242,7 @@ def _products(gramian: Any, num_terms: int, whole: bool, name: str) -> jax.Array
 
 
 def check(weighting: Any, name: str, argument: str = "weighting") -> None:
-    """Refuses what is no weighting."""
+    """Refuses what is not a weighting."""
     if not isinstance(weighting, Weighting):
         raise TypeError(
             f"{name}: {argument} must be a multiterm_optax.Weighting, such as mgda(), "
@@ -267,7 +270,7 @@ def weights_from(
 ) -> tuple[Weights | Mixing, Any]:
     """One step of a weighting on the gramian or the squared norms, if it reads them.
 
-    What belongs to absent terms in the losses is zero already.
+    The losses of absent terms must already be zero.
     """
     if present is None:
         return weighting.update(products, state, losses=losses, **extra_args)
@@ -276,7 +279,7 @@ def weights_from(
     weights, state = weighting.update(
         products, state, losses=losses, present=present, **extra_args
     )
-    # A weighting of the user's own may not know of absent terms.
+    # A weighting that the user wrote may ignore ``present``.
     return mask_weights(present, weights), state
 
 
@@ -292,14 +295,14 @@ def mask_weights(
 def pairs_present(
     present: Bool[Array, " K"] | None, matrix: Float[Array, "K K"]
 ) -> Float[Array, "K K"]:
-    """Zeros in the rows and in the columns of absent terms; None: all are present."""
+    """Zeros in the rows and the columns of absent terms; None: all are present."""
     if present is None:
         return matrix
     return jnp.where(present[:, None] & present[None, :], matrix, 0)
 
 
 def ready(state: Any) -> jax.Array | None:
-    """Whether the step is to be taken, as every field ``ready`` says; None: always."""
+    """Whether all fields ``ready`` of a state are true; None if it has none."""
     found = [value for _, value in optax.tree.get_all_with_path(state, "ready")]
     return jnp.all(jnp.stack(found)) if found else None
 
@@ -313,7 +316,7 @@ def abstract_products(weighting: Weighting, num_terms: int) -> Any:
 
 
 def neutral_weights(weighting: Weighting, state: Any, num_terms: int) -> jax.Array:
-    """Ones, or the identity for a weighting that mixes: the weights of no step."""
+    """Ones, or the identity for a weighting that mixes: the weights before any step."""
     dtype = jnp.result_type(float)
     weights, _ = jax.eval_shape(
         lambda products, s, values: weighting.update(products, s, losses=values),

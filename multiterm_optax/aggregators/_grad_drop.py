@@ -1,4 +1,4 @@
-"""GradDrop: in each element the terms' gradients of one sign, drawn by consistency."""
+"""GradDrop: keeps gradients of one sign in each element, drawn by their consistency."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ def grad_drop(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Sums the gradients of one sign, element by element, picked at random.
 
-    With the positive sign purity of an element and a uniform draw :math:`U`,
+    With the positive sign purity P of an element and one uniform draw :math:`U`,
 
     .. math::
 
@@ -40,20 +40,16 @@ def grad_drop(
       \end{cases}, \\
       u &= \sum_i \bigl(\ell_i + (1 - \ell_i) M_i\bigr) g_i .
 
-    The terms share the draw. The paper puts this at a layer's activations; here it
-    acts on the gradients of the parameters, as it must in an optimizer.
-
     Args:
       key: A random key, typed (``jax.random.key``) or raw (``jax.random.PRNGKey``).
       leak: :math:`\ell`, the share of each term that passes whatever the draw, in
         [0, 1]: a number or an array [K].
-      purity_fn: :math:`f`, an increasing function of [0, 1] to itself; ``None``: the
-        identity.
+      purity_fn: :math:`f`, increasing, [0, 1] to itself. ``None``: the identity.
 
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates [\*p] of the
       same dtypes. State: the key. ``update`` takes the extra argument ``present``, K
-      booleans: terms that are absent take no part; what is drawn does not depend on it.
+      booleans: absent terms take no part; the draws do not depend on it.
 
     Raises:
       TypeError: ``key`` is not one random key.
@@ -62,7 +58,7 @@ def grad_drop(
 
     Source:
       Chen et al., "Just Pick a Sign: Optimizing Deep Multitask Models with Gradient
-      Sign Dropout", NeurIPS 2020, Eq. 1 and 2, Alg. 1.
+      Sign Dropout", NeurIPS 2020, Eq. 1 and 2, Alg. 1, there for activations.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -94,7 +90,7 @@ def grad_drop(
         wide = update.astype(_terms.accumulator_dtype(update))
         size = _terms.sum_terms(jnp.abs(wide))
         positive = _terms.sum_terms(jnp.maximum(wide, 0))
-        # The same number as in the formula; exactly 1 where no term is negative.
+        # Equals P in the docstring, and is exactly 1 where no term is negative.
         purity = jnp.where(size > 0, positive / jnp.where(size > 0, size, 1), 0.5)
         if purity_fn is not None:
             purity = purity_fn(purity)

@@ -1,3 +1,4 @@
+# Longer than most: three reductions and AMSGrad, all with terms that may be absent.
 """MTAdam's second half: Adam whose step obeys the least certain term."""
 
 from functools import partial
@@ -59,11 +60,10 @@ def scale_by_max_adam(
       b2: Decay rate of the second moments, in [0, 1).
       eps: Added outside the square root.
       eps_root: Added inside the square root.
-      reduction: ``"max"``: as above. ``"mean"``: the mean of the :math:`\hat v_j`
-        of the terms seen so far (the paper's ablation v). ``"own"``: each term by its
-        own :math:`\hat v_i` (ablation iv, AdaTask's Adam), which needs 2K copies.
-      amsgrad: Keep the largest reduced :math:`\hat v`, as in
-        :func:`optax.scale_by_amsgrad`.
+      reduction: ``"max"``: as above. ``"mean"``: the mean of the :math:`\hat v_j` of
+        the terms seen so far. ``"own"``: each term by its own :math:`\hat v_i`, which
+        is AdaTask's Adam and needs 2K copies.
+      amsgrad: Keep the largest reduced :math:`\hat v`; :func:`optax.scale_by_amsgrad`.
       mu_dtype: Dtype of the first moment; ``None``: the parameter's.
 
     Returns:
@@ -79,7 +79,7 @@ def scale_by_max_adam(
 
     Source:
       Malkiel and Wolf, "MTAdam: Automatic Balancing of Multiple Training Loss
-      Terms", Alg. 1, lines 9 to 15; ablations of its Table 5.
+      Terms", Alg. 1, lines 9 to 15; ``"mean"`` and ``"own"`` are ablations v and iv.
 
     Example:
       >>> import jax.numpy as jnp
@@ -103,22 +103,19 @@ def scale_by_max_adam(
     own = reduction == "own"
 
     def init_fn(params: optax.Params) -> ScaleByMaxAdamState:
-        def zeros(param: Any, dtype: Any, per_term: bool) -> jax.Array:
+        def zeros(param: Any, per_term: bool, dtype: Any = None) -> jax.Array:
             if per_term:
                 return _terms.zeros_per_term(param, num_terms, dtype)
             return _terms.zeros_like(param, dtype)
-
-        def wide(param: Any, per_term: bool) -> jax.Array:
-            return zeros(param, _terms.accumulator_dtype(param), per_term)
 
         return ScaleByMaxAdamState(
             count=jnp.zeros([], jnp.int32),
             term_counts=jnp.zeros([num_terms], jnp.int32),
             mu=jax.tree.map(
-                lambda p: zeros(p, mu_dtype or jnp.result_type(p), own), params
+                lambda p: zeros(p, own, mu_dtype or jnp.result_type(p)), params
             ),
-            nu=jax.tree.map(lambda p: wide(p, True), params),
-            nu_max=jax.tree.map(lambda p: wide(p, own), params) if amsgrad else None,
+            nu=jax.tree.map(lambda p: zeros(p, True), params),
+            nu_max=jax.tree.map(lambda p: zeros(p, own), params) if amsgrad else None,
         )
 
     def update_fn(
@@ -126,13 +123,13 @@ def scale_by_max_adam(
     ) -> tuple[optax.Updates, ScaleByMaxAdamState]:
         updates = step.updates
         keep_absent = partial(_terms.keep_absent, step.present)
-        count = jnp.asarray(optax.safe_increment(state.count))
+        step_count = jnp.asarray(optax.safe_increment(state.count))
         term_counts = keep_absent(
             jnp.asarray(optax.safe_increment(state.term_counts)), state.term_counts
         )
-        # The moments of a term not seen yet are zero, whatever they are divided by.
+        # The moments of a term not seen yet are zero, whatever their divisor.
         own_counts = jnp.maximum(term_counts, 1)
-        correct_mu = 1 / _bias_correction(b1, own_counts if own else count)
+        correct_mu = 1 / _bias_correction(b1, own_counts if own else step_count)
         correct_nu = 1 / _bias_correction(b2, own_counts)
 
         def first_moment(update: TermLeaf, mu: jax.Array) -> jax.Array:
@@ -175,15 +172,15 @@ def scale_by_max_adam(
                 nu_max = jax.tree.map(keep_absent, nu_max, state.nu_max)
         stepped = jax.tree.map(total, updates, mu, reduced)
         mu = optax.tree.cast_like(mu, state.mu)
-        return stepped, ScaleByMaxAdamState(count, term_counts, mu, nu, nu_max)
+        return stepped, ScaleByMaxAdamState(step_count, term_counts, mu, nu, nu_max)
 
     return _stages.stage(name, num_terms, init_fn, update_fn)
 
 
-def _bias_correction(decay: Scalar, count: jax.Array) -> jax.Array:
-    # 1 - decay**t loses most of its digits in float32; expm1 of a logarithm taken
-    # in double precision, where the decay is known, keeps them.
-    steps = count.astype(jnp.result_type(float))
+def _bias_correction(decay: Scalar, step_count: jax.Array) -> jax.Array:
+    # 1 - decay**t loses most of its digits in float32. If the decay is known, expm1 of
+    # its logarithm in double precision keeps them.
+    steps = step_count.astype(jnp.result_type(float))
     if isinstance(decay, Tracer):
         return -jnp.expm1(steps * jnp.log(decay))
     with np.errstate(divide="ignore"):

@@ -10,17 +10,17 @@ from multiterm_optax._stages import Step
 def sum_terms() -> optax.GradientTransformationExtraArgs:
     r"""Adds up the terms: :math:`u = \sum_i g_i`.
 
-    The sum, not the mean, since the sum of the gradients is the gradient of the
-    summed loss. Accumulates in at least float32.
+    It is the sum, not the mean, because the sum of the gradients is the gradient of the
+    summed loss. It is accumulated in at least float32.
 
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates [\*p] of the
       same dtypes. Stateless. ``update`` takes the extra argument ``present``, K
-      booleans: terms that are absent are left out of the sum.
+      booleans: absent terms are left out of the sum.
 
     Raises:
-      ValueError: An update has no term axis. With ``params`` given to ``update`` the
-        whole shape is checked, without them only that there is an axis.
+      ValueError: An update has no term axis. With ``params`` passed to ``update`` the
+        full shape is checked, otherwise only that the update has an axis.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,8 +1,8 @@
-"""The gramian of K losses from their linear function, without holding K gradients.
+"""The gramian of K losses from their linear function, without keeping K gradients.
 
 At one point of the parameters the losses' tangents are a linear function J of the
-parameters' tangents, and the gramian of the gradients is J J^T. There is more than one
-way to it; none outlives its K x K result, or the K numbers of its diagonal.
+parameters' tangents, and the gramian of the gradients is J J^T. There are several ways
+to compute it. Each leaves only the K x K result, or its diagonal, in memory.
 """
 
 import itertools
@@ -40,13 +40,13 @@ def gramian_of(
 ) -> Gramian:
     """Returns the dot products [K, K] of the rows of ``linear``.
 
-    ``shared`` says for each leaf of ``primals`` whether it takes part; None: all do.
+    ``shared`` says for each leaf of ``primals`` whether it is included; None: all are.
     """
     passes = _PASSES.get(way) or _choose(linear, primals, num_terms)
     if passes == "loop":
         return _forward(linear, primals, losses, num_terms, shared, name)
     if passes == "unroll":
-        # Apart as they are, the gradients need not be stacked first.
+        # These gradients are separate and need not be stacked first.
         rows = _passes.unrolled(linear, primals, num_terms)
         parts = zip(*(_chosen(row, shared) for row in rows), strict=True)
         return _products.gramian_of_rows(*parts, num_terms=num_terms)
@@ -64,9 +64,9 @@ def squared_norms_of(
     shared: list[bool] | None,
     name: str,
 ) -> Norms:
-    """Returns the diagonal [K] of :func:`gramian_of`, by backward passes alone.
+    """Returns the diagonal [K] of :func:`gramian_of`, from backward passes only.
 
-    No way needs a forward derivative, and so none refuses a function.
+    Forward derivatives are not needed, so no function is refused.
     """
     del name
 
@@ -111,7 +111,7 @@ def _forward(
         return flat[0] if flat[0].ndim else jnp.stack(flat)
 
     columns = _passes.of_each_term(linear, primals, losses, num_terms, "loop", column)
-    return (columns + columns.T) / 2  # each product was found twice
+    return (columns + columns.T) / 2  # each product was computed twice
 
 
 def _choose(
@@ -124,8 +124,8 @@ def _choose(
 
 
 def _spoils_forward(eqn: Any) -> bool:
-    # The products of a loop are the model's own: there must be forward derivatives,
-    # and they must not be rounded to fewer digits than float32 has.
+    # In a loop the products come from the model's forward derivatives. These must
+    # exist, and must not be rounded to fewer digits than float32 has.
     dtypes = [getattr(var.aval, "dtype", jnp.float32) for var in eqn.outvars]
     floats = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
     return eqn.primitive.name == "custom_lin" or any(

@@ -1,4 +1,4 @@
-"""How every way to differentiate several losses reads its arguments."""
+"""Reads and checks the arguments of all functions that differentiate losses."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ def of_primals(
     has_aux: bool,
     name: str,
 ) -> tuple[Callable[..., tuple[Any, Any]], tuple[Any, ...]]:
-    """Returns ``(losses, aux)`` as a function of the chosen arguments, and these."""
+    """Returns ``(losses, aux)`` as a function of the chosen arguments, and them."""
     numbers = argument_numbers(argnums, name)
     primals = tuple(_argument(args, number, name) for number in numbers)
     for number, primal in zip(numbers, primals, strict=True):
@@ -45,7 +45,7 @@ def of_primals(
 
 
 def argument_numbers(argnums: Any, name: str) -> tuple[int, ...]:
-    """Returns ``argnums`` as a tuple of ints, each of them once and at least one."""
+    """Returns ``argnums`` as a tuple of ints; there must be one, and none twice."""
     several = isinstance(argnums, Sequence) and not isinstance(argnums, str)
     numbers = [_checks.as_int(one) for one in (argnums if several else [argnums])]
     static = tuple(one for one in numbers if one is not None)
@@ -63,7 +63,7 @@ def argument_numbers(argnums: Any, name: str) -> tuple[int, ...]:
 
 
 def check_parameters(params: Any, argument: str, name: str) -> None:
-    """Refuses parameters that have no gradient."""
+    """Refuses parameters that cannot be differentiated."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         where = f"{argument}{keystr(path)}"
         _checks.floating(leaf, where, name, " to be differentiated")

@@ -1,4 +1,4 @@
-"""K backward passes through one linear function: apart, in a batch or in a loop."""
+"""K backward passes through one linear function: unrolled, in a batch or in a loop."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -13,20 +13,20 @@ from multiterm_optax.gradients._outputs import equations, split_outputs
 Passes = Literal["unroll", "vmap", "loop"]
 PASSES = (None, "unroll", "vmap", "loop")
 
-# Beyond this many terms an unrolled program takes long to compile.
+# For more terms an unrolled program takes long to compile.
 MAX_UNROLLED = 16
 
 
 def choose(
     linear: Callable[..., Any], primals: tuple[Any, ...], num_terms: int
 ) -> Passes:
-    """The way that suits the number of terms, the program and the machine."""
+    """Chooses a way that suits the number of terms, the program and the machine."""
     if num_terms <= MAX_UNROLLED:
         return "unroll"
-    # Accelerators fill up with a batch of passes rather than with one; and XLA:CPU has
-    # no fast convolution inside a loop. Else a loop is as fast and needs the least
-    # memory, and does not meet the fault of jaxlib 0.10 (gone in 0.12), whose fused
-    # batched products on CPU give wrong gradients for attention under vmap.
+    # A batch of passes uses an accelerator better than one pass, and XLA:CPU is slow at
+    # convolutions in a loop. Otherwise a loop is as fast, needs the least memory, and
+    # avoids a fault of jaxlib 0.10 (fixed in 0.12), whose fused batched products on CPU
+    # give wrong gradients for attention under vmap.
     if jax.default_backend() != "cpu":
         return "vmap"
     names = {eqn.primitive.name for eqn in equations(linear, primals)}
@@ -36,7 +36,7 @@ def choose(
 def unrolled(
     linear: Callable[..., Any], primals: tuple[Any, ...], num_terms: int
 ) -> list[Any]:
-    """The gradients of each term, by a pass through what it depends on."""
+    """The gradients of each term, from a pass through what it depends on."""
     found = []
     for one_loss in split_outputs(linear, primals, num_terms):
         cotangent = jnp.ones_like(jax.eval_shape(one_loss, *primals))
@@ -52,7 +52,7 @@ def of_each_term(
     passes: Passes | None,
     function: Callable[[Any], Any] = lambda grads: grads,
 ) -> Any:
-    """What ``function`` makes of each term's gradients, stacked."""
+    """The results of ``function`` for each term's gradients, stacked."""
     passes = passes or choose(linear, primals, num_terms)
     if passes == "unroll":
         found = map(function, unrolled(linear, primals, num_terms))

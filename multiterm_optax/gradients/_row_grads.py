@@ -1,3 +1,4 @@
+# Longer than most: it decides which rows each pass takes, and checks what it is given.
 """Per-term gradients of terms that own their rows of a batch, each row used once."""
 
 import functools
@@ -16,7 +17,7 @@ from multiterm_optax.gradients._passes import Passes
 
 
 class _Plan(NamedTuple):
-    """Which rows each of N passes takes, C each; the first K passes are the terms'."""
+    """The C rows of each of N passes; the first K passes are one for each term."""
 
     rows: Int[Array, "N C"]
     weights: Float[Array, "N C"]
@@ -34,8 +35,8 @@ def value_and_row_grads(
 ) -> Callable[..., tuple[Any, Any]]:
     r"""Losses and their gradients where each term has its own rows of the batch.
 
-    For class losses, losses of several sources, or labels that only some rows have:
-    with :math:`\ell_r(\theta)` the loss of row r, :math:`\omega_r` its weight and
+    For class losses, losses of several sources, or labels that only some rows have.
+    With :math:`\ell_r(\theta)` the loss of row r, :math:`\omega_r` its weight and
     :math:`R_i` the rows of term i,
 
     .. math::
@@ -43,20 +44,18 @@ def value_and_row_grads(
       L_i = \frac{\sum_{r \in R_i} \omega_r \ell_r}{\sum_{r \in R_i} \omega_r}, \qquad
       g_i = \nabla_\theta L_i .
 
-    Each row is used once: K gradients cost at most twice what one gradient of the
-    batch costs, where :func:`value_and_term_grads` sends all B rows through all K
-    backward passes. A term without rows has loss 0 and gradient 0.
+    Each row is used once: K gradients cost at most twice as much as one gradient of the
+    batch. A term without rows has loss 0 and gradient 0.
 
     Args:
       row_losses_fn: Function ``row_losses_fn(params, rows, *args, **kwargs)`` that
-        returns one loss for each row, [n], for any number n of rows, of which none
-        depends on the other rows (no batch normalisation).
+        returns one loss for each row, [n], for any number n of rows. A loss must not
+        depend on other rows, as it does with batch normalisation.
       num_terms: K, the number of terms.
       reduction: ``"mean"``: as above. ``"sum"``: without the denominator.
-      capacity: The most rows that a term has in a batch, if the sampler promises a
-        limit, such as ``B // K`` for equal parts: K passes of ``capacity`` rows. A term
-        with more rows gets the loss NaN and the gradient NaN. ``None``: no promise, and
-        2K - 1 passes of ``ceil(B / K)`` rows.
+      capacity: The most rows that a term can have, if the sampler guarantees a limit:
+        there are K passes of ``capacity`` rows, and a term with more rows gets the loss
+        and the gradient NaN. ``None``: 2K - 1 passes of ``ceil(B / K)`` rows.
       passes: ``"unroll"``, ``"vmap"``, ``"loop"`` or ``None``, as in
         :func:`value_and_term_grads`.
 
@@ -125,14 +124,14 @@ def value_and_row_grads(
                 return jnp.sum(losses * weights.astype(losses.dtype))
 
             value, grads = jax.value_and_grad(loss)(params)
-            # A pass without rows ran on some other term's: whatever it found is no
-            # part of the answer, not even a NaN.
+            # A pass without rows of its own has run on another term's. Its results are
+            # discarded, even if they are NaN.
             return jax.tree.map(lambda x: jnp.where(used, x, 0), (value, grads))
 
         leaves = jax.tree.leaves((params, rows, row_terms))
         if any(isinstance(leaf, Tracer) for leaf in leaves):
-            # Unrolled passes are then traced once. Outside of any jit the passes
-            # would be compiled anew at each call.
+            # Unrolled passes are then traced once only. Outside of any jit this would
+            # compile the passes again in each call.
             one_pass = jax.jit(one_pass)
         inputs = (plan.rows, plan.weights, plan.used)
         few = num_terms <= _passes.MAX_UNROLLED
@@ -159,7 +158,7 @@ def value_and_row_grads(
 def _normalized(
     row_terms: Array, row_weights: Any, num_terms: int, reduction: str
 ) -> Array:
-    """What each row's loss is multiplied by in its term's loss."""
+    """The factor of each row's loss in its term's loss."""
     if row_weights is None:
         weights = jnp.ones(row_terms.shape, jnp.result_type(float))
     else:
@@ -178,7 +177,7 @@ def _plan(
     """Sorts the rows by term and cuts them into passes of ``size`` rows."""
     total = row_terms.shape[0]
     owned = (row_terms >= 0) & (weights != 0)
-    # A number that names no term is a mistake, and not to be lost silently.
+    # A number that names no term is a mistake, which must not pass silently.
     weights = jnp.where(jnp.any(row_terms >= num_terms), jnp.nan, weights)
     keys = jnp.where(owned, row_terms, num_terms)
     order = jnp.argsort(keys, stable=True)
@@ -190,7 +189,7 @@ def _plan(
         over = (counts > size)[jnp.clip(row_terms, 0, num_terms - 1)]
         weights = jnp.where(over, jnp.nan, weights)
     else:
-        # Passes beyond a term's first; of all terms together at most this many.
+        # Passes beyond each term's first, at most this many for all terms together.
         extras = jnp.arange((total - 1) // size)
         more = jnp.maximum(-(-counts // size) - 1, 0)
         ends = jnp.cumsum(more)
@@ -201,8 +200,8 @@ def _plan(
         used = jnp.concatenate([used, extras < ends[-1]])
     first = (starts[terms] + parts * size)[:, None]
     left = (counts[terms] - parts * size)[:, None]
-    # Places that are left over repeat the pass's first row, with weight 0: what one
-    # term's row does to the arithmetic cannot reach another term.
+    # Unused places repeat the pass's first row, with weight 0, so that a row that is
+    # not finite does not affect another term.
     column = jnp.arange(size)
     filled = (column < left) & used[:, None]
     place = jnp.where(filled, first + column, first)
@@ -258,7 +257,7 @@ def _row_weights(value: Any, num_rows: int, name: str) -> Array:
             f"row_terms, found {weights.shape}."
         )
     traced = any(isinstance(one, Tracer) for one in jax.tree.leaves(value))
-    # Booleans, which are no numbers elsewhere, leave rows in or out.
+    # Booleans, which are refused elsewhere, include or exclude rows.
     if weights.dtype != jnp.bool_ and not traced:
         _checks.non_negative(value, "row_weights", name, array=True)
     return weights

@@ -21,16 +21,14 @@ def value_and_term_grads(
 ) -> Callable[..., tuple[Any, Any]]:
     r"""Losses and the gradient of each of them, as ``jax.value_and_grad`` for K losses.
 
-    For :math:`L : \mathbb{R}^P \to \mathbb{R}^K` the function returned computes
-    :math:`L(\theta)` and the rows of its Jacobian,
-    :math:`g_i = \nabla_\theta L_i(\theta)`, in one forward pass and K backward
-    passes.
+    For :math:`L : \mathbb{R}^P \to \mathbb{R}^K` it computes :math:`L(\theta)` and the
+    rows of its Jacobian, :math:`g_i = \nabla_\theta L_i(\theta)`, in one forward pass
+    and K backward passes.
 
     Args:
-      losses_fn: Function ``losses_fn(*args, **kwargs)`` that returns an array
-        ``[K]`` or a pytree of K scalars. A dict names the terms; JAX orders its
-        keys alphabetically, and that is the order of the term axis
-        (``jax.tree.leaves(losses)``).
+      losses_fn: Function ``losses_fn(*args, **kwargs)`` that returns an array ``[K]``
+        or a pytree of K scalars. A dict names the terms; their order is that of
+        ``jax.tree.leaves(losses)``, which sorts the keys alphabetically.
       argnums: Positional argument, or arguments, to differentiate.
       has_aux: Whether ``losses_fn`` returns ``(losses, aux)``.
       passes: How the K backward passes run. ``"unroll"``: one after another, so that
@@ -40,10 +38,10 @@ def value_and_term_grads(
         up to 16 terms; beyond, ``"loop"`` on CPU without convolutions, else ``"vmap"``.
 
     Returns:
-      A function with the arguments of ``losses_fn`` that returns
-      ``(losses, grads)``, or ``((losses, aux), grads)`` with ``has_aux``.
-      ``losses`` keeps its structure. Every leaf of ``grads`` is ``[K, *p]`` in the
-      parameter's dtype; with several ``argnums`` it is a tuple of such trees.
+      A function with the arguments of ``losses_fn`` that returns ``(losses, grads)``,
+      or ``((losses, aux), grads)`` with ``has_aux``. ``losses`` keeps its structure.
+      Every leaf of ``grads`` is ``[K, *p]`` in the parameter's dtype; with several
+      ``argnums`` it is a tuple of such trees.
 
     Raises:
       TypeError: A loss is not a real floating-point scalar (or ``[K]`` array), or
@@ -86,7 +84,7 @@ def term_grads(
     *,
     passes: Passes | None = None,
 ) -> Callable[..., Any]:
-    """The gradients of :func:`value_and_term_grads` alone, as ``jax.grad``.
+    """The gradients of :func:`value_and_term_grads` only, as ``jax.grad``.
 
     Args:
       losses_fn: As in :func:`value_and_term_grads`.

@@ -1,4 +1,5 @@
-"""AdaTask: each term keeps its own adaptive statistics; the steps are summed."""
+# Longer than most: the paper's form of any optimizer, and the three that it names.
+"""AdaTask: each term keeps its own adaptive statistics, and the steps are summed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +23,9 @@ def adatask(
     .. math:: \theta \leftarrow \theta - \sum_i \mathrm{inner}_i(g_i)
 
     where each term has its own copy of ``inner``'s state: ``chain(per_term(inner, K),
-    sum_terms())``. Every term steps at the size ``inner`` gives it alone, whatever
-    the scale of its loss. Parameters that only one term touches are trained by the
-    plain ``inner`` on this term.
+    sum_terms())``. Every term takes a step of the size that ``inner`` gives it alone,
+    whatever the scale of its loss. Parameters that only one term touches are trained by
+    the plain ``inner`` on this term.
 
     Args:
       inner: An optimizer with its learning rate, such as ``optax.adam(1e-3)``. Weight
@@ -34,8 +35,8 @@ def adatask(
     Returns:
       An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. With
       K = 1 it is ``inner``. ``update`` takes the extra argument ``present``, K
-      booleans: an absent term takes no step, and its copy of the state stays. The forms
-      of AdaTask below take it, too.
+      booleans: an absent term takes no step, and its copy of the state stays. All forms
+      of AdaTask take it.
 
     Raises:
       TypeError: ``inner`` is not a transformation.
@@ -119,8 +120,8 @@ def adatask_adam(
     _checks.decay(b1, "b1", name)
     _checks.decay(b2, "b2", name)
     _checks.non_negative(eps, "eps", name)
-    # per_term(optax.scale_by_adam(...)) and sum_terms() in one stage, which on CPU
-    # needs no temporary copies of the terms' steps and keeps its second moments in
+    # One stage in place of per_term(optax.scale_by_adam(...)) and sum_terms(). On CPU
+    # it needs no temporary copies of the terms' steps, and it keeps second moments in
     # float32.
     with _words.speaking_as(name, *_finish.PARTS):
         adam = scale_by_max_adam(
@@ -257,20 +258,16 @@ def _scale_by_root(
     eps: Scalar,
     eps_in_sqrt: bool,
 ) -> optax.GradientTransformation:
-    """Updates over the root of their squares, which ``accumulate(old, new)`` adds up.
+    """Divides updates by the root of their squares, added by ``accumulate(old, new)``.
 
-    Optax's ``scale_by_rms`` makes NaN of a zero gradient where eps = 0, its
+    Optax's ``scale_by_rms`` turns a zero gradient into NaN where eps = 0, its
     ``scale_by_rss`` has eps inside the root only, and both accumulate in the dtype of
-    the parameters: squares, and eps, underflow in float16; decays near 1 stall in
-    bfloat16.
+    the parameters, so that squares and eps underflow in float16, and decays near 1
+    stall in bfloat16.
     """
 
     def init_fn(params: optax.Params) -> Any:
-        return state_of(
-            jax.tree.map(
-                lambda p: _terms.zeros_like(p, _terms.accumulator_dtype(p)), params
-            )
-        )
+        return state_of(jax.tree.map(_terms.zeros_like, params))
 
     def update_fn(
         updates: optax.Updates, state: Any, params: optax.Params | None = None

@@ -1,4 +1,4 @@
-"""What every optimizer with a learning rate ends in."""
+"""The end that all optimizers with a learning rate share."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +19,7 @@ def step(
     mask: Any,
     name: str,
 ) -> optax.GradientTransformationExtraArgs:
-    """The stages, then decoupled weight decay if asked for, then the rate."""
+    """The stages, then decoupled weight decay if asked for, then the learning rate."""
     if not callable(learning_rate):
         _checks.in_range(
             learning_rate, "learning_rate", name, open_low=True, open_high=True

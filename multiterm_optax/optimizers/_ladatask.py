@@ -1,4 +1,5 @@
-"""Layer-wise AdaTask: one second moment, shared out among the terms by group."""
+# Longer than most: its groups share one moment, safe from overflow and absent terms.
+"""Layer-wise AdaTask: one second moment, which the terms share by group."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -21,7 +22,7 @@ class ScaleByLAdaTaskState(NamedTuple):
       contributions: The terms' averaged squared gradients, ``[K]`` for each group: a
         tree like the parameters, one array, or a dict by label.
       whole: The averaged squared gradients of all terms together, a number for each
-        group: what the contributions add up to while no term is absent.
+        group. It is the sum of the contributions as long as no term is absent.
       nu: The averaged squared gradient of all terms, leaves like the parameters, in at
         least float32.
     """
@@ -45,8 +46,8 @@ def ladatask_rmsprop(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Efficient AdaTask: RMSProp with one second moment for all terms.
 
-    The terms share it in each group (layer) :math:`\ell` in the proportions of their
-    squared gradients there:
+    In each group (layer) :math:`\ell` the terms share it in proportion to their squared
+    gradients in that group:
 
     .. math::
 
@@ -54,9 +55,6 @@ def ladatask_rmsprop(
       G \leftarrow \gamma G + (1 - \gamma) \sum_i g_i^2, \\
       G_i &= \frac{C_i}{\sum_k C_k} \, G, \qquad
       \theta \leftarrow \theta - \alpha \sum_i \frac{g_i}{\sqrt{G_i} + \epsilon} .
-
-    State: one copy of the parameters and K + 1 numbers a group, where
-    :func:`multiterm_optax.adatask_rmsprop` keeps K copies.
 
     Args:
       learning_rate: A number or an Optax schedule.
@@ -73,8 +71,9 @@ def ladatask_rmsprop(
 
     Returns:
       An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. With
-      K = 1 it is :func:`optax.rmsprop` with ``decay=0.99``. ``update`` takes the extra
-      argument ``present``, K booleans: an absent term keeps its :math:`C_i`.
+      K = 1 it is :func:`optax.rmsprop` with ``decay=0.99``. State: one copy of the
+      parameters and K + 1 numbers for each group. ``update`` takes the extra argument
+      ``present``, K booleans: an absent term keeps its :math:`C_i`.
 
     Raises:
       ValueError: A hyperparameter is out of range, or an update lacks the leading term
@@ -119,22 +118,22 @@ def _scale_by_ladatask(
             return average(nu, _terms.sum_terms(wide * wide))
         return average(nu, jnp.square(_terms.sum_terms(wide)))
 
-    def roots_of_shares(contributions: Norms, whole: jax.Array) -> Norms:
-        # Roots first: the ratio of two squares leaves float32 long before that of two
-        # norms does, and a share that is lost makes a step of g / eps.
-        roots = jnp.sqrt(contributions) / jnp.sqrt(jnp.where(whole > 0, whole, 1))
-        # Squares that overflow stop the elements they come from, and no others.
-        return jnp.where(jnp.isfinite(whole), roots, 1)
+    def roots_of_shares(contributions: Norms, sum_of_all: jax.Array) -> Norms:
+        # Roots come first: the ratio of two squares leaves float32's range long before
+        # that of two norms does, and a share of 0 would make a step of g / eps.
+        divisor = jnp.sqrt(jnp.where(sum_of_all > 0, sum_of_all, 1))
+        # Squares that overflow stop only the elements that they come from.
+        return jnp.where(jnp.isfinite(sum_of_all), jnp.sqrt(contributions) / divisor, 1)
 
     def move(update: TermLeaf, nu: Leaf, shares: Norms) -> Leaf:
         wide = update.astype(nu.dtype)
-        over = shares.astype(nu.dtype).reshape(-1, *(1,) * nu.ndim)
-        own = over * jnp.sqrt(nu)
+        roots = shares.astype(nu.dtype).reshape(-1, *(1,) * nu.ndim)
+        own = roots * jnp.sqrt(nu)
         root = jnp.sqrt(own * own + eps) if eps_in_sqrt else own + eps
         return _terms.sum_terms(_terms.quotient(wide, root)).astype(update.dtype)
 
     def init_fn(params: optax.Params) -> ScaleByLAdaTaskState:
-        def nothing(shape: tuple[int, ...]) -> Any:
+        def zeros_by_group(shape: tuple[int, ...]) -> Any:
             return _groups.init_by_group(
                 groups,
                 params,
@@ -143,11 +142,9 @@ def _scale_by_ladatask(
             )
 
         return ScaleByLAdaTaskState(
-            contributions=nothing((num_terms,)),
-            whole=nothing(()),
-            nu=jax.tree.map(
-                lambda p: _terms.zeros_like(p, _terms.accumulator_dtype(p)), params
-            ),
+            contributions=zeros_by_group((num_terms,)),
+            whole=zeros_by_group(()),
+            nu=jax.tree.map(_terms.zeros_like, params),
         )
 
     def update_fn(
@@ -158,27 +155,27 @@ def _scale_by_ladatask(
         def one_group(
             leaves: list[jax.Array],
             contributions: Norms,
-            whole: jax.Array,
+            sum_of_all: jax.Array,
             moments: list[jax.Array],
         ) -> tuple[list[jax.Array], Norms, jax.Array]:
             squared = _products.squared_norms(*leaves, num_terms=num_terms)
-            # Without it XLA reads the gradients twice, once for each use.
+            # Without the barrier XLA reads the gradients once for each use.
             squared = jax.lax.optimization_barrier(squared)
-            whole = average(whole, jnp.sum(squared))
+            sum_of_all = average(sum_of_all, jnp.sum(squared))
             contributions = _terms.keep_absent(
                 step.present, average(contributions, squared), contributions
             )
-            shares = roots_of_shares(contributions, whole)
+            shares = roots_of_shares(contributions, sum_of_all)
             moved = [
                 move(leaf, moment, shares)
                 for leaf, moment in zip(leaves, moments, strict=True)
             ]
-            return moved, contributions, whole
+            return moved, contributions, sum_of_all
 
         packed = (state.contributions, state.whole)
-        moved, contributions, whole = _groups.update_by_group(
+        moved, contributions, sums = _groups.update_by_group(
             groups, name, one_group, step.updates, packed, nu
         )
-        return moved, ScaleByLAdaTaskState(contributions, whole, nu)
+        return moved, ScaleByLAdaTaskState(contributions, sums, nu)
 
     return _stages.stage(name, num_terms, init_fn, update_fn)

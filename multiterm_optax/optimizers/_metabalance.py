@@ -27,49 +27,45 @@ def metabalance(
 ) -> optax.GradientTransformationExtraArgs:
     r"""An ordinary optimizer on gradients brought near the main term's size.
 
-    In each group, with the main term :math:`a` and averaged norms,
+    In each group, with the main term :math:`a` and norms :math:`n_i` averaged as in
+    :func:`multiterm_optax.by_norm`,
 
     .. math::
 
-      n_i &\leftarrow \beta n_i + (1 - \beta) \lVert g_i \rVert_2, \\
-      g_i &\leftarrow r \, \frac{n_a}{n_i} \, g_i + (1 - r) \, g_i , \qquad
+      g_i \leftarrow r \, \frac{n_a}{n_i} \, g_i + (1 - r) \, g_i , \qquad
       u = \mathrm{inner}\Bigl(\sum_i g_i\Bigr) .
 
-    :func:`multiterm_optax.balance_by_norm` with a fixed anchor, relaxed. A group
-    that the main term does not touch is left as it is: the authors train
-    task-specific layers by the plain sum of the losses.
+    A group that the main term does not touch is left as it is.
 
     Args:
       inner: The optimizer, with its learning rate, such as ``optax.adam(1e-3)``.
       num_terms: K, the number of terms.
       relax: The relax factor :math:`r` in [0, 1]: 0 leaves the gradients as they are,
         1 gives all the main term's size.
-      decay: :math:`\beta`, in [0, 1).
+      decay: Decay rate of the averaged norms, in [0, 1).
       anchor: Index of the main (target) term.
       strategy: Which auxiliary terms are scaled: those with larger norms than the main
-        term's (``"reduce"``, the paper's strategy A), with smaller ones
-        (``"enlarge"``, B), or all (``"both"``, C).
-      norm_init: Start of the averaged norms, 0 in the paper and the authors' code.
-        ``None``: each starts at its first nonzero norm, so that a term that wakes
-        late is not scaled up while its average catches up.
+        term's (``"reduce"``), with smaller ones (``"enlarge"``), or all (``"both"``).
+      norm_init: Start of the averaged norms. ``None``: each starts at its first
+        nonzero norm, so that a term that wakes late is not scaled up at first.
       groups: What counts as a layer; see :func:`multiterm_optax.balance_by_norm`.
-      eps: The relative norm under which a term is silent; see there.
+      eps: The relative norm under which a term is silent.
 
     Returns:
-      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. State: K
-      numbers a group, and ``inner``'s. With K = 1 it is ``inner``. ``update`` takes the
-      extra argument ``present``, K booleans: an absent term keeps its average, and
-      while the main term is absent the others are scaled by its average.
+      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. With
+      K = 1 it is ``inner``. ``update`` takes the extra argument ``present``, K
+      booleans: an absent term keeps its average, by which an absent main term still
+      scales the others.
 
     Raises:
       TypeError: ``inner`` is not a transformation.
-      ValueError: A hyperparameter is out of range, or an update has not the term axis
-        first.
+      ValueError: A hyperparameter is out of range, or an update lacks the leading term
+        axis.
 
     Source:
       He et al., "MetaBalance: Improving Multi-Task Recommendations via Adapting
       Gradient Magnitudes of Auxiliary Tasks", WWW 2022, Alg. 1; defaults of the
-      authors' code, which has strategy C alone.
+      authors' code.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -97,7 +93,7 @@ def metabalance(
 def _relaxed(
     balanced: Weighting, relax: Scalar, anchor: int, strategy: str, eps: Scalar
 ) -> Weighting:
-    """Between the weights of ``balanced``, for the terms of the strategy, and 1."""
+    """Moves the weights of the strategy's terms from 1 to those of ``balanced``."""
 
     def find(problem: Problem, state: Any) -> tuple[Weights, Any]:
         weights, state = balanced.update(
@@ -120,7 +116,7 @@ def _relaxed(
 def _keeping_shapes(
     inner: optax.GradientTransformation, name: str
 ) -> optax.GradientTransformationExtraArgs:
-    """``inner``, whose state must be for what the sum of the terms leaves."""
+    """``inner``, with a check that its state fits the sum of the terms."""
     inner = optax.with_extra_args_support(inner)
 
     def update_fn(

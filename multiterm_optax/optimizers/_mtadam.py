@@ -1,4 +1,4 @@
-"""MTAdam: balance the terms' gradients by norm, then step by the largest variance."""
+"""MTAdam: balances the terms' gradients by norm, then steps by the largest variance."""
 
 from collections.abc import Callable
 from typing import Any
@@ -38,15 +38,12 @@ def mtadam(
 
     .. math::
 
-      g_i &\leftarrow w_i \, \frac{n_a}{n_i} \, g_i
-        \quad\text{in each group, with norms averaged by } \beta_3, \\
-      \theta &\leftarrow \theta - \alpha \sum_i
+      g_i \leftarrow w_i \, \frac{n_a}{n_i} \, g_i, \qquad
+      \theta \leftarrow \theta - \alpha \sum_i
         \frac{\hat m_i}{\sqrt{\max_j \hat v_j} + \epsilon} .
 
-    State: (K + 1) copies of the parameters, K numbers a group, and K + 1 counts.
-
-    K equal terms step K times as far as Adam on one of them: when a learning rate was
-    tuned for the mean of the losses, divide it by K.
+    K equal terms step K times as far as Adam on one of them: a learning rate that was
+    tuned for the mean of the losses is to be divided by K.
 
     Args:
       learning_rate: A number or an Optax schedule.
@@ -69,34 +66,28 @@ def mtadam(
     Returns:
       An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. With
       K = 1 it is :func:`optax.adam`, or :func:`optax.adamw`. ``update`` takes the extra
-      argument ``present``, K booleans: what becomes of an absent term is said at
-      :func:`balance_by_norm` and :func:`scale_by_max_adam`.
+      argument ``present``, K booleans; see :func:`balance_by_norm` and
+      :func:`scale_by_max_adam`.
 
     Raises:
-      ValueError: A hyperparameter is out of range, or an update has not the term axis
-        first.
+      ValueError: A hyperparameter is out of range, or an update lacks the leading term
+        axis.
 
     Source:
       Malkiel and Wolf, "MTAdam: Automatic Balancing of Multiple Training Loss
       Terms", Alg. 1.
 
     Example:
-      >>> import jax, jax.numpy as jnp, optax
+      >>> import jax.numpy as jnp
       >>> from multiterm_optax import mtadam, value_and_term_grads
       >>> def losses_fn(w):  # the second term shouts 1000 times louder
       ...     return {"a": (w[0] - 1.0) ** 2, "b": 1000 * (w[1] + 1.0) ** 2}
       >>> tx = mtadam(0.1, num_terms=2)
-      >>> @jax.jit
-      ... def step(w, state):
-      ...     losses, grads = value_and_term_grads(losses_fn)(w)
-      ...     updates, state = tx.update(grads, state, w)
-      ...     return optax.apply_updates(w, updates), state
       >>> w = jnp.zeros(2)
-      >>> state = tx.init(w)
-      >>> for _ in range(200):
-      ...     w, state = step(w, state)
-      >>> [round(float(x), 2) for x in w]
-      [1.0, -1.0]
+      >>> losses, grads = value_and_term_grads(losses_fn)(w)
+      >>> updates, state = tx.update(grads, tx.init(w), w)
+      >>> [round(float(u), 4) for u in updates]  # and steps no further
+      [0.1, -0.1]
     """
     name = "mtadam"
     _checks.num_terms(num_terms, name)

@@ -1,4 +1,4 @@
-"""MTAdam's first half: bring the terms' gradients to one size, group by group."""
+"""MTAdam's first half: brings the terms' gradients to one size, group by group."""
 
 from typing import Any
 
@@ -22,52 +22,35 @@ def balance_by_norm(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scales every term's gradient to the anchor term's size, in each group.
 
-    For term :math:`i` and group :math:`\ell`, with the anchor :math:`a`,
-
-    .. math::
-
-      n_i &\leftarrow \beta_3 n_i + (1-\beta_3) \lVert g_i \rVert_2, \\
-      g_i &\leftarrow w_i \, \frac{n_a}{n_i} \, g_i .
-
-    A term is *silent* in a group when :math:`n_i \le \epsilon \max_j n_j`; a silent
-    term passes unscaled. The comparison is relative, so that multiplying all losses
-    by a constant multiplies the result by it and changes nothing else. A group
-    where all terms but one are silent (a head) is left as it is.
+    Multiplies the gradients by the weights that :func:`multiterm_optax.by_norm` finds
+    for each group. Multiplying all losses by a constant multiplies the result by it and
+    changes nothing else. A group where all terms but one are silent, such as a head, is
+    left as it is.
 
     Args:
       num_terms: K, the number of terms.
-      decay: :math:`\beta_3`, in [0, 1).
-      anchor: Index of the term that keeps its size. ``None``: the first term that
-        is not silent, chosen in each group at each step. With a fixed anchor, as the
-        paper prints it (``anchor=0``), a group that the anchor does not touch is
-        scaled to zero and does not learn.
-      norm_init: ``None``: each term's average starts at its first nonzero norm in
-        the group, whenever that comes. A float: it starts at this value, 1.0 in the
-        paper; the method then depends on the scale of the losses.
-      weights: Fixed relative weights :math:`w` of shape [K], non-negative, the
-        anchor's included. ``None``: all 1.
+      decay: As in :func:`multiterm_optax.by_norm`; :math:`\beta_3` of MTAdam.
+      anchor: Index of the term that keeps its size. ``None``: the first term that is
+        not silent, chosen in each group at each step. With a fixed anchor, 0 in the
+        paper, a group that it does not touch is scaled to zero and does not learn.
+      norm_init: As in :func:`multiterm_optax.by_norm`; 1.0 in the paper.
+      weights: As in :func:`multiterm_optax.by_norm`.
       groups: ``"leaf"``: each leaf is a group. ``"global"``: one group. Otherwise
-        labels as :func:`optax.partition` takes them: a tree of labels, a prefix of
-        it, or a function of the parameters that returns one.
-      eps: :math:`\epsilon`, the norm relative to the largest under which a term is
-        silent, in [0, 1).
+        labels as :func:`optax.partition` takes them.
+      eps: As in :func:`multiterm_optax.by_norm`.
 
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates of the same
-      shapes and dtypes. Norms are accumulated in at least float32, which holds those
-      between 1e-19 and 1e19; a norm that is not finite leaves its average as it was.
-      ``update`` takes the extra argument ``present``, K booleans: a term that is absent
-      gets zero updates and keeps its average, by which it may still be the anchor, so
-      that the group's size does not jump.
+      shapes and dtypes. ``update`` takes the extra argument ``present``, K booleans: an
+      absent term gets zero updates and keeps its average, by which it may still be the
+      anchor, so that the group's size does not jump.
 
     Raises:
-      ValueError: A hyperparameter is out of range, or an update has not the term axis
-        first.
+      ValueError: A hyperparameter is out of range, or an update lacks the leading term
+        axis.
 
     Source:
-      Malkiel and Wolf, "MTAdam: Automatic Balancing of Multiple Training Loss
-      Terms", Alg. 1, lines 6 to 8. The defaults of ``anchor`` and ``norm_init``
-      follow the authors' code rather than the printed form.
+      As :func:`multiterm_optax.by_norm`.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Any Optax transformation, once for each term."""
+"""Applies any Optax transformation to each term by itself."""
 
 from functools import partial
 from typing import Any
@@ -16,30 +16,30 @@ def per_term(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Lifts an Optax transformation over the term axis.
 
-    Each term gets its own copy of ``inner``'s state and goes through it alone,
-    :math:`u_i, s_i = \mathrm{inner}(g_i, s_i)`: what a paper calls task-wise
+    Each term has its own copy of ``inner``'s state and goes through it by itself,
+    :math:`u_i, s_i = \mathrm{inner}(g_i, s_i)`, which papers call task-wise
     statistics. ``init`` and ``update`` are vmapped, so that every array of the state
     gains a leading axis K and keeps its meaning for :func:`optax.tree.get`,
     :func:`optax.tree.map_params` and shardings.
 
-    Weight decay inside ``inner`` would be applied K times: it belongs after the
-    aggregator. Clipping inside ``inner`` clips each term alone; outside, before the
-    aggregator, all terms jointly.
+    Weight decay inside ``inner`` would be applied K times, so it belongs after the
+    aggregator. Clipping inside ``inner`` clips each term by itself; outside, before the
+    aggregator, it would clip all terms jointly.
 
     Args:
       inner: The transformation. Extra arguments of ``update`` are forwarded to it,
-        the same ones for each term, save ``present``.
+        the same ones for each term, except ``present``.
       num_terms: K, the number of terms.
 
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates of the same
-      shapes. ``update`` takes the extra argument ``present``, K booleans: a term that
-      is absent gets zero updates, and its copy of ``inner``'s state stays as it was.
+      shapes. ``update`` takes the extra argument ``present``, K booleans: an absent
+      term gets zero updates, and its copy of ``inner``'s state stays as it was.
 
     Raises:
       TypeError: ``inner`` is not a transformation.
-      ValueError: ``num_terms`` is not positive, or an update has not the term axis
-        first.
+      ValueError: ``num_terms`` is not positive, or an update lacks the leading term
+        axis.
 
     Source:
       The lifting that AdaTask (Yang et al., 2023, Alg. 2) applies to AdaGrad, RMSProp
@@ -75,7 +75,7 @@ def per_term(
         _checks.shapes_kept(stepped[0], step.updates, name)
         if step.present is None:
             return stepped
-        still = jax.tree.map(jnp.zeros_like, stepped[0]), state
-        return jax.tree.map(partial(_terms.keep_absent, step.present), stepped, still)
+        held = jax.tree.map(jnp.zeros_like, stepped[0]), state
+        return jax.tree.map(partial(_terms.keep_absent, step.present), stepped, held)
 
     return _stages.stage(name, num_terms, init_fn, update_fn, checks_state=False)

@@ -1,4 +1,4 @@
-"""A weighting at work inside a chain."""
+"""A weighting as a stage of a chain."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -40,7 +40,7 @@ def reweight(
 
     A weighting that returns a mixing matrix gives
     :math:`g_i \leftarrow \sum_j W_{ij} g_j`. The gramian
-    :math:`G_{ij} = g_i \cdot g_j` is computed here, in at least float32, and only if
+    :math:`G_{ij} = g_i \cdot g_j` is computed here, in at least float32, but only if
     the weighting reads it.
 
     Args:
@@ -55,12 +55,12 @@ def reweight(
       shapes. ``update`` takes the loss values as the extra argument ``losses``, an
       array [K] or a pytree of K scalars; weightings that read them require it. It
       takes ``present``, K booleans: an absent term's gradient and loss are not read,
-      its weight is 0, and what the weighting remembers of it stays.
+      its weight is 0, and its part of the weighting's state stays.
 
     Raises:
       TypeError: ``weighting`` is not a :class:`multiterm_optax.Weighting`.
-      ValueError: ``losses`` is missing or has not K values, or an update has not the
-        term axis first.
+      ValueError: ``losses`` is missing or does not have K values, or an update
+        lacks the leading term axis.
 
     Example:
       >>> import jax.numpy as jnp

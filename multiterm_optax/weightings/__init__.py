@@ -1,10 +1,10 @@
-"""(gramian, losses) -> weights: one method, or a family of methods, a file.
+"""(gramian, losses) -> weights. Each file holds one method or a family of methods.
 
 A weighting is ``Weighting(init(num_terms) -> state, update(gramian, state, *,
 losses) -> (weights, state))``. It sees the K x K dot products of the terms'
 gradients, or their losses, never a parameter; the weights it returns are ``[K]``,
-or a mixing matrix ``[K, K]``. A step from which terms are absent is that of the smaller
-problem; what a state holds for them stays.
+or a mixing matrix ``[K, K]``. A step with absent terms is that of the smaller problem
+without them, and their part of the state stays as it was.
 """
 
 from multiterm_optax._weighting import Weighting as Weighting

@@ -38,27 +38,24 @@ def by_norm(
       w_i = u_i \, \frac{n_a}{n_i} .
 
     A term with :math:`n_i \le \epsilon \max_j n_j` is *silent* and has the weight 1.
-    :func:`multiterm_optax.balance_by_norm` is this weighting in each group.
 
     Args:
       decay: :math:`\beta`, in [0, 1).
       anchor: Index of the term that keeps its size. ``None``: the first term that is
-        not silent, chosen at each step. With a fixed anchor all terms get the weight 0
-        where the anchor's gradient has always been zero.
+        not silent, chosen at each step. While a fixed anchor has had no gradient yet,
+        the others' weights are 0.
       norm_init: ``None``: each average starts at the term's first nonzero norm. A
         float: it starts at this value, and the weights depend on the losses' scale.
-      weights: Fixed relative weights :math:`u` of shape [K], not negative, the
-        anchor's included. ``None``: all 1.
-      eps: :math:`\epsilon`, in [0, 1): the norm relative to the largest under which a
-        term is silent.
+      weights: Fixed relative weights :math:`u`, [K], not negative. ``None``: all 1.
+      eps: :math:`\epsilon`, in [0, 1).
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the gradients' norms; weights [K].
-      State: K numbers. A norm that is not finite leaves its average as it was. An
-      absent term keeps its average, by which it may still be the anchor.
+      A norm that is not finite leaves its average as it was. So does an absent term,
+      which may still be the anchor.
 
     Raises:
-      ValueError: A hyperparameter is out of range or has not K values.
+      ValueError: A hyperparameter is out of range, or ``weights`` lacks K values.
 
     Source:
       Malkiel and Wolf, "MTAdam: Automatic Balancing of Multiple Training Loss Terms",

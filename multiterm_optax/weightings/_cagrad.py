@@ -1,3 +1,4 @@
+# Longer than most: the dual is solved exactly, by a search that certifies its result.
 """CAGrad: the worst term's best direction near the mean gradient."""
 
 from typing import Literal, NamedTuple
@@ -22,44 +23,29 @@ class CAGradState(NamedTuple):
 
 
 def cagrad(c: Scalar = 0.5, rescale: bool | Literal["linear"] = False) -> Weighting:
-    r"""Conflict-averse gradients: the best for the worst term, near the mean.
+    r"""Conflict-averse gradients: the best direction for the worst term, near the mean.
 
-    With the mean gradient :math:`g_0 = \frac1K \sum_i g_i`, the direction
+    With the mean gradient :math:`g_0 = \frac1K \sum_i g_i`, the direction is
 
     .. math::
 
       d = \arg\max_d \min_i \, g_i \cdot d
-        \quad\text{with}\quad \lVert d - g_0 \rVert \le c \lVert g_0 \rVert
+        \quad\text{with}\quad \lVert d - g_0 \rVert \le c \lVert g_0 \rVert .
 
-    is found from its dual, :math:`\min_w \, g_w \cdot g_0 + c \lVert g_0 \rVert
-    \lVert g_w \rVert` over the simplex with :math:`g_w = \sum_i w_i g_i`, and
-
-    .. math::
-
-      d = g_0 + \frac{c \lVert g_0 \rVert}{\lVert g_w \rVert} \, g_w .
-
-    For a given worst improvement :math:`\mu = \min_i g_i \cdot d` the nearest such
-    direction is one non-negative quadratic program; the right :math:`\mu` is found by
-    a bracketing search. All is done on unit gradients, so that the weights stay as
-    they are when all gradients are multiplied by a constant.
-
-    The weights are :math:`1/K` plus the multipliers and do not sum to 1: ``c = 0`` is
-    :func:`equal`, the mean of the losses; terms that agree give :math:`(1+c) g_0`.
-    Terms whose gradient is zero count in the mean and are left out of the minimum.
-    Where some :math:`g_w` is zero (Pareto stationary) and the ball holds directions
-    that conflict with no term, every one of them is optimal, and the one nearest
-    :math:`g_0` is taken. With one term the weight is 1.
+    The weights do not sum to 1: ``c = 0`` gives :func:`equal`, the mean of the losses,
+    and terms that agree give :math:`(1+c) g_0`. Terms whose gradient is zero count in
+    the mean and are left out of the minimum. With one term the weight is 1.
 
     Args:
       c: Radius of the ball relative to :math:`\lVert g_0 \rVert`, in [0, inf). The
-        paper's convergence to a minimum of the mean asks for :math:`c < 1`.
+        paper proves convergence to a minimum of the mean for :math:`c < 1`.
       rescale: ``False``: as above, the paper's Alg. 1. ``True``: divided by
         :math:`1 + c^2`, the default of the authors' code. ``"linear"``: divided by
         :math:`1 + c`, another choice there.
 
     Returns:
-      A :class:`multiterm_optax.Weighting`; weights [K], not negative. It reads the
-      gramian.
+      A :class:`multiterm_optax.Weighting` that reads the gramian; weights [K], not
+      negative.
 
     Raises:
       ValueError: ``c`` is negative, or ``rescale`` is not one of the choices.
@@ -107,7 +93,7 @@ def cagrad(c: Scalar = 0.5, rescale: bool | Literal["linear"] = False) -> Weight
 def _conflict_averse(
     gramian: Gramian, c: jax.Array, num_present: Scalar
 ) -> tuple[Weights, jax.Array]:
-    # Of the terms whose gradient is zero, num_present tells which are in the mean.
+    # A present term whose gradient is zero counts in the mean, as num_present says.
     scaled, units, zero = _units.split(gramian)
     longest = jnp.max(jnp.where(zero, 0, units))
     lengths = units / jnp.where(longest > 0, longest, 1)
@@ -128,21 +114,21 @@ def _conflict_averse(
 def _multipliers(
     scaled: Gramian, linear: jax.Array, inverse: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Non-negative z, a step sum(z_i u_i) at most 1 long; whether it is optimal.
+    """Finds z >= 0 with a step sum(z_i u_i) of length at most 1, and if it is optimal.
 
-    The gradients u are in their units, ``scaled`` is their gramian, ``linear`` are
-    their dot products with g_0 in units of the radius, and ``inverse`` the reciprocal
-    units: at most 1, and 0 for zero gradients.
+    The u are the gradients in their units and ``scaled`` is their gramian. ``linear``
+    are their dot products with g_0 in units of the radius. ``inverse`` are the
+    reciprocal units: at most 1, and 0 for zero gradients.
 
-    With mu the worst improvement, z minimises z.C.z / 2 - (mu inverse - linear).z, and
-    its step grows with mu; but where 0 is in the hull no mu > 0 has a solution. The
-    line mu = x - sum(z * inverse) meets the curve of solutions once for every x, so
-    that x is searched in place of mu.
+    For a worst improvement mu, z minimises z.C.z / 2 - (mu inverse - linear).z with C
+    the gramian, and its step grows with mu. But no mu > 0 has a solution if 0 is in the
+    hull. The line mu = x - sum(z * inverse) meets the curve of solutions once for every
+    x, so x is searched in place of mu.
     """
 
     def solve(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # (C z)_i is at least minus the step: under -2 a bound cannot be active where
-        # the step is right, and a huge one would cost the others their digits.
+        # (C z)_i is at least minus the step. Below -2 a bound cannot be active where
+        # the step is right, and a huge bound would cost the others their digits.
         q = jnp.maximum(x * inverse - linear, -2)
         size = jnp.maximum(jnp.max(q), 1)
         z = size * _nnqp.solve(scaled, inverse, q / size).z
@@ -152,11 +138,11 @@ def _multipliers(
     units = 1 / jnp.where(nonzero, inverse, 1)
     low = jnp.min(jnp.where(nonzero, linear * units, jnp.inf))
     low = jnp.where(jnp.any(nonzero), low, 0)
-    # Up to mu = 0 there is always a solution.
+    # A solution always exists up to mu = 0.
     nearest = _project(scaled, linear)
     apart = _length(scaled, nearest)
     highest = jnp.min(jnp.where(nonzero, (linear + 1) * units, jnp.inf))
-    # A multiplier beyond this cap belongs to a g_w under the gramian's resolution.
+    # A multiplier beyond this cap belongs to a g_w below the gramian's resolution.
     cap = min(0.1 * jnp.finfo(scaled.dtype).eps ** -0.5, 1e5)
     highest = jnp.where(jnp.any(nonzero), highest, 0) + cap
     high = jnp.where(apart < 1, highest, 2 * (nearest @ inverse))
@@ -174,7 +160,7 @@ def _project(scaled: Gramian, linear: jax.Array) -> jax.Array:
     """The multipliers of g_0's projection on the dual cone."""
     conflict = jnp.max(-linear)
     size = jnp.where(conflict > 0, conflict, 1)
-    # In units of the conflict; what is far from any would cost the others digits.
+    # In units of the conflict. A bound far from active would cost the others digits.
     q = jnp.where(conflict > 0, jnp.maximum(-linear / size, -1000), -1)
     z = size * _nnqp.solve(scaled, jnp.zeros_like(q), q).z
     return jnp.where(conflict > 0, z, 0)

@@ -1,4 +1,4 @@
-"""Weightings one after another, as one weighting."""
+"""Several weightings, applied one after another, as one weighting."""
 
 import itertools
 from typing import Any, NamedTuple
@@ -11,33 +11,33 @@ from multiterm_optax._weighting import Problem, Weighting
 
 
 class ComposeState(NamedTuple):
-    """State of :func:`compose`: those of the weightings, in their order."""
+    """State of :func:`compose`: the states of the weightings, in their order."""
 
     parts: tuple[Any, ...]
 
 
 def compose(*weightings: Weighting) -> Weighting:
-    r"""Weightings one after another: the second sees what the first left.
+    r"""Applies weightings one after another, each to what the one before it left.
 
     With the weights :math:`w` of the first as a diagonal matrix, or its mixing matrix,
     :math:`W_1`, the second is given :math:`W_1 G W_1^T` and :math:`W_1 L` in place of
-    the gramian and the losses, and so on; the result is :math:`\cdots W_2 W_1`. It is
-    what one :func:`multiterm_optax.reweight` after another makes of the gradients, but
-    the gradients are read once, and it goes wherever a weighting goes, into
-    :func:`multiterm_optax.value_and_weighted_grad` too.
+    the gramian and the losses, and so on. The result is :math:`\cdots W_2 W_1`. A chain
+    of :func:`multiterm_optax.reweight` stages has the same effect on the gradients. But
+    here they are read only once, and the composition can be used wherever a weighting
+    can, including :func:`multiterm_optax.value_and_weighted_grad`.
 
     Args:
       *weightings: Weightings in the order in which they act.
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads what its parts read. Its weights
-      are [K], or a matrix [K, K] where a part mixes the terms. The step is skipped when
-      a part asks for it.
+      are [K], or a matrix [K, K] if a part mixes the terms. The step is skipped if a
+      part asks for it.
 
     Raises:
       TypeError: An argument is not a weighting.
-      ValueError: There is none; or a weighting that reads norms follows one that mixes
-        the terms without reading the gramian, so that the norms are not known.
+      ValueError: There are no weightings, or one that reads norms follows one that
+        mixes the terms without reading the gramian, so that the norms are not known.
 
     Example:
       >>> import jax.numpy as jnp
@@ -107,9 +107,9 @@ def _read(weighting: Weighting, products: Any, who: str) -> Gramian | Norms | No
 
 
 def _left(weights: Any, products: Any, losses: Any) -> tuple[Any, Any]:
-    """Gramian or squared norms, and losses, of the terms as the weights leave them."""
+    """Gramian or squared norms, and losses, of the weighted or mixed terms."""
     if weights.ndim == 1:
-        # An infinite loss of a term without weight is no part of what follows.
+        # A term of weight 0 plays no further part, even if its loss is infinite.
         if losses is not None:
             losses = jnp.where(weights == 0, 0, weights * losses)
         if products is not None and products.ndim == 1:
@@ -126,7 +126,7 @@ def _left(weights: Any, products: Any, losses: Any) -> tuple[Any, Any]:
 
 
 def _after(later: Any, earlier: Any) -> Weights | Mixing:
-    """The product of two weights or mixing matrices."""
+    """The product of two vectors of weights or mixing matrices."""
     if later.ndim == earlier.ndim == 2:
         return jnp.matmul(later, earlier, precision="highest")
     if later.ndim == 2:

@@ -1,4 +1,4 @@
-"""Weights that never change: what every other method is compared with."""
+"""Weights that never change, the baseline of every other method."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ class FixedState(NamedTuple):
 
 
 def equal() -> Weighting:
-    r"""Equal weights, :math:`w_i = 1 / K`: the mean of the losses that are there.
+    r"""Equal weights, :math:`w_i = 1 / K`: the mean of the present losses.
 
     Reads neither gradients nor losses.
 
@@ -54,7 +54,7 @@ def constant(weights: Any) -> Weighting:
       A :class:`multiterm_optax.Weighting` whose state is the weights.
 
     Raises:
-      ValueError: A weight is negative or not finite, or there are not K of them.
+      ValueError: A weight is negative or not finite, or their number is not K.
 
     Example:
       >>> from multiterm_optax import constant

@@ -35,19 +35,19 @@ def dwa(temperature: Scalar = 2.0, *, steps_per_epoch: int = 1) -> Weighting:
       r_i(t-1) = \frac{L_i(t-1)}{L_i(t-2)}
 
     t counts epochs, and :math:`L_i(t)` is the mean of the losses over epoch t. The
-    weights are 1 in the first two epochs and constant within each. The epochs of a term
-    are made of the steps that it is present in.
+    weights are 1 in the first two epochs and constant within each epoch. A term's
+    epochs consist of the steps in which it is present.
 
     Args:
       temperature: T, positive. The larger, the more equal the weights.
-      steps_per_epoch: Number of steps that make an epoch. With 1 each step is one, and
-        the noise of the batches goes into the ratios.
+      steps_per_epoch: Number of steps in an epoch. With 1 each step is an epoch, and
+        the ratios carry the noise of the batches.
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the losses only; the weights [K]
-      sum to K, the number of terms present. State: 3 K numbers and K counts. A ratio to
-      a loss of zero counts as 1, no change. A loss that is not finite makes the weights
-      NaN for the two epochs after its own.
+      sum to K, the number of present terms. State: 3 K numbers and K counts. A ratio to
+      a loss of zero counts as 1, which means no change. A loss that is not finite makes
+      the weights NaN for the two epochs after its own.
 
     Raises:
       TypeError: ``steps_per_epoch`` is not a static int.
@@ -81,16 +81,16 @@ def dwa(temperature: Scalar = 2.0, *, steps_per_epoch: int = 1) -> Weighting:
 
     def find(problem: Problem, state: DWAState) -> tuple[Weights, DWAState]:
         last, before_last = state.averages
-        # 1 in the first two epochs, whose losses have nothing to be compared with.
+        # These are 1 in the first two epochs, which have no earlier losses.
         ratios = _losses.ratio(last, before_last)
         powers = jnp.exp((ratios - problem.largest(ratios)) / temperature)
         weights = _losses.summing_to(problem, powers, 1.0 * problem.num_present)
 
         running = state.running + problem.losses / length
         seen = jnp.asarray(optax.safe_increment(state.seen))
-        over = seen % length == 0
-        averages = jnp.where(over, jnp.stack([running, last]), state.averages)
-        running = jnp.where(over, 0, running)
+        ended = seen % length == 0
+        averages = jnp.where(ended, jnp.stack([running, last]), state.averages)
+        running = jnp.where(ended, 0, running)
         return weights.astype(running.dtype), DWAState(running, averages, seen)
 
     return _weighting.method(

@@ -1,4 +1,4 @@
-"""GradNorm: weights learned so that the terms' gradients have the norms they should."""
+"""GradNorm: weights learned so that the terms' gradients reach given norms."""
 
 from typing import NamedTuple
 
@@ -16,9 +16,9 @@ class GradNormState(NamedTuple):
     """State of :func:`gradnorm`.
 
     Attributes:
-      learned: The weights [K] that the next step will use if all terms are present.
-      first: The first losses [K]; zeros before they were seen.
-      started: Whether they were [K].
+      learned: The weights [K] of the next step, if all terms are present in it.
+      first: The first losses [K]; zeros before they have been seen.
+      started: Whether they have been seen [K].
       optimizer: State of the transformation that learns the weights.
     """
 
@@ -33,8 +33,8 @@ def gradnorm(
 ) -> Weighting:
     r"""GradNorm: learns the weights by gradient descent on the gradients' norms.
 
-    With the norms :math:`n_i = \lVert g_i \rVert = \sqrt{G_{ii}}`, the losses relative
-    to the first ones, :math:`\tilde L_i(t) = L_i(t) / L_i(0)`, and
+    With the norms :math:`n_i = \lVert g_i \rVert`, the losses relative to the first
+    ones, :math:`\tilde L_i(t) = L_i(t) / L_i(0)`, and
     :math:`r_i = \tilde L_i / \operatorname{mean}_j \tilde L_j`, the weights descend
 
     .. math::
@@ -43,33 +43,19 @@ def gradnorm(
       T_i = \Bigl( \frac1K \sum_j w_j n_j \Bigr) \, r_i^{\alpha}
       \quad\text{held constant,}
 
-    one step of ``optimizer`` at a time, and are then scaled to sum to K. The term whose
-    loss has fallen the least is to have the largest gradient.
-
-    A step uses the weights it finds, as in Alg. 1, and learns them for the next one;
-    the first weights are 1. A weight that the optimizer would make negative becomes 0,
-    where its gradient, :math:`-n_i`, pushes it up again. If all would, they start anew
-    at 1. The norms are those of the whole group, where the paper takes the last layer
-    that the terms share.
-
-    The terms present in a step share K, their number: their weights are the learned
-    ones scaled to this sum. What they have learned is then scaled back to the sum it
-    had, so that their share against the absent terms stays as it was.
+    by one step of ``optimizer`` at a time, and are then scaled to sum to K. The first
+    weights are 1; each step uses the weights that the one before it has learned.
 
     Args:
       alpha: :math:`\alpha`, not negative: how strongly the terms are brought to one
         rate of training. 0: equal norms.
       optimizer: The Optax transformation that learns the weights, with its learning
-        rate. ``None``: ``optax.adam(0.025)``. The gradients it sees are as large as
-        those of the terms: with plain SGD the losses' scale matters.
+        rate. ``None``: ``optax.adam(0.025)``. With plain SGD the losses' scale matters.
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the gradients' norms and the
-      losses; the weights [K] sum to K. State: 2 K numbers, K flags, and the
-      optimizer's, of which an absent term's part stays, but not a count of steps that
-      belongs to all terms. A first loss of zero counts as one that has not changed. A
-      loss or a gradient that is not finite makes the learned weights NaN for good: keep
-      such steps out.
+      losses; the weights [K] sum to K, the number of present terms. A loss or gradient
+      that is not finite makes the learned weights NaN for good: keep such steps out.
 
     Raises:
       TypeError: ``optimizer`` is not a transformation.
@@ -121,7 +107,7 @@ def gradnorm(
         target = problem.mean(weighted) * relative**alpha
         gradient = jnp.sign(weighted - target) * norms
         if problem.present is not None:
-            # A term alone has the norm that it should, and no sign of a rounding.
+            # A single term has its target norm; any difference would be rounding.
             gradient = jnp.where(problem.present & (num_present > 1), gradient, 0)
         learned, optimizer_state = _learned.step(
             problem, learner, gradient, state.optimizer, weights

@@ -1,4 +1,4 @@
-"""Inexact MGDA: skips the steps that the gradients' errors could turn round."""
+"""Inexact MGDA: skips the steps that errors of the gradients could reverse."""
 
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ class InexactMGDAState(NamedTuple):
 
     Attributes:
       converged: Whether the last step's weights meet the optimality conditions.
-      ready: Whether the last step is to be taken.
+      ready: Whether the last step was to be taken.
       skipped: Number of steps skipped so far, int32.
     """
 
@@ -34,32 +34,29 @@ def inexact_mgda(eps: Any, normalization: Normalization | None = None) -> Weight
 
     .. math:: g_i \cdot d \ge \epsilon_i \lVert d \rVert ,
 
-    that is, if it descends for every gradient within the bounds (up to the rounding of
-    the products). At the exact optimum
-    this asks for :math:`\lVert d \rVert \ge \epsilon_i` of every term that has a
-    weight: training stops by itself once :math:`\lVert d \rVert` falls below the
-    bounds.
+    that is, if it descends for every gradient within the bounds, up to the rounding of
+    the products. Training stops by itself once :math:`\lVert d \rVert` falls below the
+    bounds of the terms that have a weight.
 
-    A skipped step has all weights zero. Inside :func:`multiterm_optax.weighted` it
-    touches neither parameters nor the inner optimizer's state; inside a plain
+    All weights of a skipped step are zero. Inside :func:`multiterm_optax.weighted` it
+    changes neither the parameters nor the inner optimizer's state; after a plain
     :func:`multiterm_optax.reweight` a later optimizer sees zero gradients. A step from
     which all terms are absent is skipped.
 
     Args:
       eps: :math:`\epsilon`, a number or an array [K], not negative.
-      normalization: As in :func:`mgda`. The test is made on the gradients as they are.
+      normalization: As in :func:`mgda`. The test uses the gradients as they are.
 
     Returns:
-      A :class:`multiterm_optax.Weighting` whose state tells ``ready`` and counts
-      ``skipped`` steps.
+      A :class:`multiterm_optax.Weighting` that reads the gramian; weights [K]. Its
+      state says whether it is ``ready`` and counts ``skipped`` steps.
 
     Raises:
-      ValueError: ``eps`` is negative or has not K values.
+      ValueError: ``eps`` is negative or does not have K values.
 
     Source:
       Aygar, "Pareto-Efficient Training of Multi-Task Deep Networks", thesis, 2019, 2.2,
-      Eq. 2.9 to 2.11, after Peitz and Dellnitz, 2018. The printed Eq. 2.12 divides by
-      the gradient's norm where its square is right; the form here needs no division.
+      Eq. 2.9 to 2.11, after Peitz and Dellnitz, 2018.
 
     Example:
       >>> import jax.numpy as jnp
@@ -91,7 +88,7 @@ def inexact_mgda(eps: Any, normalization: Normalization | None = None) -> Weight
         bounds = _per_term(eps, "eps", name, problem.num_terms)
         along = jnp.matmul(gramian, weights, precision="highest")
         length = jnp.sqrt(jnp.maximum(weights @ along, 0))
-        # A product that is zero but for its rounding does not conflict.
+        # A product that is zero up to rounding does not conflict.
         norms = jnp.sqrt(problem.squared_norms)
         resolution = problem.num_present * jnp.finfo(gramian.dtype).eps
         rounding = resolution * norms * (weights @ norms)

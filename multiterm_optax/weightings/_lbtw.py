@@ -34,23 +34,21 @@ def lbtw(
 
     .. math:: w_i(t) = \left( \frac{L_i(t)}{L_i(0)} \right)^{\alpha}
 
-    A term that has learned more weighs less. The weights are not normalised: all
-    fall as training goes on, and the step with them.
+    A term that has learned more has less weight. The weights are not normalised: they
+    fall as training goes on, and the step length falls with them.
 
     Args:
       alpha: :math:`\alpha`, not negative. 0: weights of 1.
       steps_per_epoch: ``None``: :math:`L_i(0)` is the first loss of the run. An int: it
-        is taken anew from the first batch of each epoch of so many steps, as the
-        authors do; the weights there are 1. A term's steps are those that it is
-        present in.
+        is the first loss of each epoch of that many steps, as in the authors' code; the
+        weights are 1 in that step. Only steps in which a term is present count for it.
       sum_to: ``None``: the weights as they are. A positive number: scaled to this sum.
-        ``"terms"``: to K, the number of terms present, as in the authors' code.
+        ``"terms"``: scaled to K, the number of present terms, as in the authors' code.
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the losses only. State: K numbers
-      and K counts. Losses must not be negative; a ratio to a loss of zero counts as 1,
-      no change. If the losses that the others are compared with are not finite, nor are
-      the weights.
+      and K counts. Losses must not be negative. A ratio to a loss of zero counts as 1,
+      which means no change. If :math:`L_i(0)` is not finite, neither is the weight.
 
     Raises:
       TypeError: ``steps_per_epoch`` is not a static int.

@@ -1,4 +1,4 @@
-"""Weights, or what makes them, that an ordinary optimizer learns: one number a term."""
+"""Learns one number for each term with an ordinary optimizer."""
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,10 @@ def step(
     state: optax.OptState,
     values: jax.Array,
 ) -> tuple[jax.Array, optax.OptState]:
-    """One step of ``learner`` on values [K], of which an absent term's state stays.
+    """Takes one step of ``learner`` on values [K].
 
-    A count of steps, which belongs to all terms, moves on.
+    The parts of its state that belong to absent terms stay. A count of steps, which
+    belongs to all terms, goes up.
     """
     moved, new_state = learner.update(gradient, state, values)
     learned = jnp.asarray(optax.apply_updates(values, moved))

@@ -1,4 +1,4 @@
-"""What methods that read losses share: ratios and sums."""
+"""Ratios and sums for the methods that read losses."""
 
 from typing import Any, Literal
 
@@ -13,9 +13,9 @@ SumTo = Scalar | Literal["terms"]
 
 
 def ratio(losses: Losses, reference: jax.Array) -> Losses:
-    """``losses / reference``; 1, no change, where the reference is zero."""
-    known = reference != 0
-    return jnp.where(known, losses / jnp.where(known, reference, 1), 1)
+    """``losses / reference``, or 1 where the reference is zero."""
+    nonzero = reference != 0
+    return jnp.where(nonzero, losses / jnp.where(nonzero, reference, 1), 1)
 
 
 def check_sum_to(value: Any, name: str) -> None:
@@ -30,14 +30,14 @@ def check_sum_to(value: Any, name: str) -> None:
 
 
 def target_sum(sum_to: SumTo, num_terms: Scalar) -> Scalar:
-    """What the weights of so many terms are to add up to."""
+    """The sum that the weights of this many terms shall have."""
     return 1.0 * num_terms if isinstance(sum_to, str) else sum_to
 
 
-def summing_to(problem: Problem, weights: Weights, target: Scalar) -> Weights:
-    """Scales the present terms' non-negative weights to a sum; equal if all are 0."""
+def summing_to(problem: Problem, weights: Weights, target_sum: Scalar) -> Weights:
+    """Scales the present terms' non-negative weights to a sum; all 0 become equal."""
     weights = problem.only_present(weights)
     total = jnp.sum(weights)
     shares = weights / jnp.where(total == 0, 1, total)
     equal = problem.equal_shares(weights.dtype)
-    return target * jnp.where(total == 0, equal, shares)
+    return target_sum * jnp.where(total == 0, equal, shares)

@@ -32,21 +32,15 @@ def mgda(normalization: Normalization | None = None) -> Weighting:
         = \arg\min \alpha^T G \alpha
 
     The direction :math:`d = \sum_i w_i g_i` conflicts with no term,
-    :math:`g_i \cdot d \ge \lVert d \rVert^2`, and vanishes where the parameters are
-    Pareto stationary; a term whose gradient is zero makes it vanish, too. Two terms
-    are solved in closed form, more by an interior point method on a program scaled to
-    unit gradients, so that the weights are the same when all gradients are multiplied
-    by a constant and gradients of very different size do no harm. The weights need
-    not be unique; the direction is, and in float32 it is found to about 1e-7 of the
-    longest gradient over the spread of the gradients relative to their length.
+    :math:`g_i \cdot d \ge \lVert d \rVert^2`, and is zero where the parameters are
+    Pareto stationary, or where a term's gradient is zero. The direction is unique, but
+    the weights need not be.
 
     Args:
       normalization: Finds the weights for scaled gradients instead: ``"l2"``
         :math:`g_i / \lVert g_i \rVert`, ``"loss"`` :math:`g_i / L_i`, ``"loss+"``
-        :math:`g_i / (L_i \lVert g_i \rVert)`. As in the code of Sener and Koltun, the
-        weights then multiply the gradients as they are; the promise of no conflict is
-        lost, and where two gradients are parallel the direction is not unique. Zero
-        gradients and losses that are not positive are divided by nothing.
+        :math:`g_i / (L_i \lVert g_i \rVert)`. As in the code of Sener and Koltun, they
+        then multiply the gradients as they are, which may conflict.
 
     Returns:
       A :class:`multiterm_optax.Weighting`; the weights [K] sum to 1. It reads the

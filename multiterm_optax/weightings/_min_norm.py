@@ -1,4 +1,4 @@
-"""The min-norm point of the gradients' convex hull, which MGDA and its kin share."""
+"""The min-norm point of the gradients' convex hull, for MGDA and its variants."""
 
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ BY_LOSS = ("loss", "loss+")
 
 
 def check(normalization: Any, name: str) -> None:
-    """Refuses what is no way to normalise gradients."""
+    """Refuses what is not one of the normalisations."""
     _checks.one_of(normalization, "normalization", name, (None, "l2", "loss", "loss+"))
 
 
@@ -45,12 +45,12 @@ def _min_norm(gramian: Gramian, problem: Problem) -> tuple[Weights, jax.Array]:
     present = problem.present
     if problem.num_terms == 1:
         return jnp.ones_like(gramian[0]), jnp.isfinite(gramian[0, 0])
-    # In units of about each gradient's length nothing over- or underflows.
+    # In units of about each gradient's length nothing overflows or underflows.
     scaled, units, zero = _units.split(gramian)
     shortest = jnp.min(jnp.where(zero, jnp.inf, units))
     inverse = jnp.where(jnp.all(zero), 1, shortest) / units
     if present is not None:
-        zero = zero & present  # an absent gradient is no zero gradient
+        zero = zero & present  # an absent gradient is not a zero gradient
     if problem.num_terms == 2:
         weights, converged = _closed_form(scaled, inverse)
         if present is not None:
@@ -69,8 +69,8 @@ def _closed_form(scaled: Gramian, inverse: Weights) -> tuple[Weights, jax.Array]
     # Both gradients in units of the longer one's.
     shrink = jnp.min(inverse) / inverse
     relative = scaled * shrink[:, None] * shrink[None, :]
-    # Each weight from its own difference: as one minus the other, that of a gradient
-    # many times longer would be lost, and with it what undoes the conflict.
+    # Each weight comes from a difference of its own. As one minus the other, the weight
+    # of a much longer gradient would be lost, and the conflict would remain.
     parts = jnp.diagonal(relative)[::-1] - relative[0, 1]
     apart = jnp.sum(parts)
     weights = jnp.clip(parts / jnp.where(apart > 0, apart, 1), 0, 1)
@@ -80,16 +80,17 @@ def _closed_form(scaled: Gramian, inverse: Weights) -> tuple[Weights, jax.Array]
 def _by_program(
     scaled: Gramian, inverse: Weights, present: Bool[Array, " K"] | None
 ) -> tuple[Weights, jax.Array]:
-    # min |sum z_i u_i|^2 + (b.z - 1)^2 over z >= 0, for gradients u in their units
-    # and b = 1 / units: its optimality conditions are those of the simplex up to the
-    # sum of w.
+    # Minimises |sum z_i u_i|^2 + (b.z - 1)^2 over z >= 0, for gradients u in their
+    # units and b = 1 / units. Its optimality conditions are those on the simplex, up to
+    # the sum of w.
     if present is None:
         solution = _nnqp.solve(scaled, inverse, inverse)
         weights = solution.z * inverse
         return weights / jnp.sum(weights), solution.converged
-    # An absent gradient is apart from the others, and its multiplier at zero, clearly.
+    # An absent gradient is orthogonal to the others, and -1 keeps its multiplier at 0.
     inverse = _terms.only_present(present, inverse)
     solution = _nnqp.solve(scaled, inverse, jnp.where(present, inverse, -1))
     weights = solution.z * inverse
-    nobody = ~jnp.any(present)
-    return weights / jnp.where(nobody, 1, jnp.sum(weights)), nobody | solution.converged
+    none_present = ~jnp.any(present)
+    weights = weights / jnp.where(none_present, 1, jnp.sum(weights))
+    return weights, none_present | solution.converged

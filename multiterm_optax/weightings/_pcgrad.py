@@ -1,4 +1,4 @@
-"""PCGrad: each gradient gives up what conflicts with the others."""
+"""PCGrad: each gradient loses its components that conflict with the others."""
 
 from typing import Any, NamedTuple
 
@@ -31,29 +31,19 @@ def pcgrad(key: jax.Array) -> Weighting:
 
       g_i' \leftarrow g_i' - \frac{\min(g_i' \cdot g_j, 0)}{\lVert g_j \rVert^2} g_j
 
-    where the :math:`g_j` are the gradients as they came. The result is a mixing matrix
-    whose row :math:`i` makes :math:`g_i'`; it is computed from the gramian alone, in
-    :math:`O(K^3)`, on gradients of unit length, so that it stays as it is when all
-    gradients are multiplied by a constant. Zero gradients are left alone.
+    where the :math:`g_j` are the original gradients. The order is new in each step and
+    for each term. Zero gradients are left alone.
 
-    The sum over terms is the update, as in the paper and in the authors' code: after
-    :func:`multiterm_optax.reweight` comes :func:`multiterm_optax.sum_terms`. Some
-    codes take the mean, which is a K times smaller learning rate.
-
-    The order is new at each step and for each term: ``key, draw = split(key)``, then
-    ``permutation(draw, [[0 .. K-1]] * K, axis=1, independent=True)`` (all of
-    :mod:`jax.random`). Groups share the draws. With two terms the order is irrelevant;
-    with more, permuting the terms permutes the distribution of the result, not each
-    draw. Absent terms drop out of the orders, and each order of the others stays as
-    likely as any.
+    The update is the sum over the terms, as in the paper and in the authors' code: put
+    :func:`multiterm_optax.sum_terms` after :func:`multiterm_optax.reweight`.
 
     Args:
       key: A random key, typed (``jax.random.key``) or raw (``jax.random.PRNGKey``).
 
     Returns:
-      A :class:`multiterm_optax.Weighting` whose weights are a matrix [K, K] with ones
-      on the diagonal (and zeros in the rows and columns of absent terms). It reads the
-      gramian.
+      A :class:`multiterm_optax.Weighting` that reads the gramian. Its weights are a
+      mixing matrix [K, K] whose row :math:`i` makes :math:`g_i'`, with ones on the
+      diagonal and zeros in the rows and columns of absent terms.
 
     Raises:
       TypeError: ``key`` is not one random key.
@@ -85,7 +75,7 @@ def pcgrad(key: jax.Array) -> Weighting:
         orders = jax.random.permutation(
             draw, jnp.tile(each, (len(each), 1)), axis=1, independent=True
         )
-        # Projections off a zero gradient, an absent term's too, change nothing.
+        # Projecting off a zero gradient, such as an absent term's, changes nothing.
         mixing = _projections(problem.gramian, orders)
         return mixing, PCGradState(jax.random.key_data(later))
 
@@ -97,8 +87,8 @@ def _projections(gramian: Gramian, orders: jax.Array) -> Mixing:
     num_terms = gramian.shape[0]
 
     def one_term(term: jax.Array, order: jax.Array) -> jax.Array:
-        # Along the way: the new gradient's coefficients in the old ones, and its dot
-        # products with them.
+        # The loop carries the coefficients of the new gradient in the old ones, and its
+        # dot products with them.
         def project(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> Any:
             coefficients, dots = carry
             other = order[i]

@@ -1,4 +1,4 @@
-"""A weighting in front of an ordinary optimizer, with the right to skip a step."""
+"""A weighting in front of an ordinary optimizer, which may ask to skip a step."""
 
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -32,9 +32,9 @@ def weighted(
 
     .. math:: u = \mathrm{inner}\Bigl(\sum_i w_i g_i\Bigr)
 
-    Reweights, sums, then ``inner``. Where the weighting says that the step is not to
-    be taken (``ready`` in its state, as :func:`multiterm_optax.inexact_mgda`), the
-    updates are zero and ``inner``'s whole state stays untouched.
+    If the weighting asks for the step to be skipped (by ``ready`` in its state, as
+    :func:`multiterm_optax.inexact_mgda` does), the updates are zero and ``inner``'s
+    whole state stays unchanged.
 
     Args:
       weighting: What finds the weights, such as :func:`multiterm_optax.mgda`.
@@ -44,13 +44,13 @@ def weighted(
     Returns:
       An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. The
       extra arguments ``losses`` and ``present`` (K booleans; see
-      :func:`multiterm_optax.reweight`) go to the weighting, all others to ``inner``,
-      too. With all terms absent ``inner`` sees a zero gradient.
+      :func:`multiterm_optax.reweight`) go to the weighting only, all others to
+      ``inner``, too. If all terms are absent, ``inner`` sees a zero gradient.
 
     Raises:
       TypeError: ``weighting`` or ``inner`` is something else.
-      ValueError: ``losses`` is missing or has not K values, or an update has not the
-        term axis first.
+      ValueError: ``losses`` is missing or does not have K values, or an update lacks
+        the leading term axis.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -80,7 +80,7 @@ def weighted(
         weights, found = _reweighting.find_weights(
             weighting, leaves, state.reweight.weighting, step, losses, num_terms
         )
-        # Weighted and summed at once: the weighted terms would be K more copies.
+        # Weighted and summed in one step, since weighted terms would be K more copies.
         total = jax.tree.map(partial(_terms.weighted_sum, weights), step.updates)
         outer_state = ReweightState(weights.astype(jnp.result_type(float)), found)
 
@@ -96,8 +96,8 @@ def weighted(
             _checks.shapes_kept(shapes, total, name)
 
             def skip(inner_state: optax.OptState) -> tuple[Any, optax.OptState]:
-                still = jax.tree.map(jnp.zeros_like, shapes)  # and their shardings
-                return still, inner_state
+                # zeros_like keeps the shardings.
+                return jax.tree.map(jnp.zeros_like, shapes), inner_state
 
             stepped, inner_state = jax.lax.cond(ready, take, skip, state.inner)
         return stepped, WeightedState(outer_state, inner_state)
