@@ -8,6 +8,8 @@ without them, and their part of the state stays as it was.
 """
 
 from multiterm_optax._weighting import Weighting as Weighting
+from multiterm_optax.weightings._by_loss import ByLossState as ByLossState
+from multiterm_optax.weightings._by_loss import by_loss as by_loss
 from multiterm_optax.weightings._by_norm import ByNormState as ByNormState
 from multiterm_optax.weightings._by_norm import by_norm as by_norm
 from multiterm_optax.weightings._cagrad import CAGradState as CAGradState
@@ -22,6 +24,8 @@ from multiterm_optax.weightings._dual_cone import dual_proj as dual_proj
 from multiterm_optax.weightings._dual_cone import upgrad as upgrad
 from multiterm_optax.weightings._dwa import DWAState as DWAState
 from multiterm_optax.weightings._dwa import dwa as dwa
+from multiterm_optax.weightings._frozen import FrozenState as FrozenState
+from multiterm_optax.weightings._frozen import frozen as frozen
 from multiterm_optax.weightings._gradnorm import GradNormState as GradNormState
 from multiterm_optax.weightings._gradnorm import gradnorm as gradnorm
 from multiterm_optax.weightings._inexact_mgda import (

@@ -1,0 +1,115 @@
+"""Loss balancing: every term counts by how much of its loss a step takes away."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+
+from multiterm_optax import _checks, _weighting
+from multiterm_optax._typing import Scalar, Weights
+from multiterm_optax._weighting import Problem, Weighting
+
+
+class ByLossState(NamedTuple):
+    """State of :func:`by_loss`.
+
+    Attributes:
+      means: Bias-corrected moving averages of the losses' sizes [K].
+      seen: Number of losses seen so far of each term [K], int32.
+    """
+
+    means: jax.Array
+    seen: jax.Array
+
+
+def by_loss(decay: Scalar = 0.999) -> Weighting:
+    r"""Weights in inverse proportion to a slow average of each loss.
+
+    With the bias-corrected moving average :math:`m_i` of :math:`\lvert L_i \rvert`,
+
+    .. math::
+
+      w_i = \frac{1}{m_i} \Bigl( \prod_j m_j \Bigr)^{1/K} .
+
+    Up to one factor this is the gradient of :math:`\sum_i \log L_i`, smoothed:
+    multiplying a loss by a constant changes the weights by one common factor. Their
+    geometric mean is 1. A term whose average is zero keeps the weight 1.
+
+    Args:
+      decay: The decay rate of the averages, in [0, 1). The average looks back over
+        about :math:`1 / (1 - \beta)` steps, which should be a good part of the run:
+        0.999 suits runs of a few thousand steps, and 0.9 follows the losses closely.
+
+    Returns:
+      A :class:`multiterm_optax.Weighting` that reads the losses only; weights [K],
+      positive. State: K numbers and K counts. A loss that is not finite leaves its
+      average as it was.
+
+    Raises:
+      ValueError: ``decay`` is out of range, or losses are missing.
+
+    Source:
+      Without the average these are the weights of the geometric mean of the losses:
+      Chennupati et al., "MultiNet++: Multi-Stream Feature Aggregation and Geometric
+      Loss Strategy for Multi-Task Learning", CVPR workshops, 2019.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from multiterm_optax import by_loss
+      >>> weighting = by_loss()
+      >>> losses = jnp.array([1.0, 100.0])
+      >>> weights, _ = weighting.update(None, weighting.init(2), losses=losses)
+      >>> [round(float(w), 4) for w in weights]
+      [10.0, 0.1]
+    """
+    name = "by_loss"
+    _checks.decay(decay, "decay", name)
+
+    def init(num_terms: int) -> ByLossState:
+        return ByLossState(
+            means=jnp.zeros((num_terms,), jnp.result_type(float)),
+            seen=jnp.zeros((num_terms,), jnp.int32),
+        )
+
+    def find(problem: Problem, state: ByLossState) -> tuple[Weights, ByLossState]:
+        finite = jnp.isfinite(problem.losses)
+        counted = problem.keep_absent(finite, jnp.zeros_like(finite))
+        seen = jnp.asarray(optax.safe_increment(state.seen))
+        seen = jnp.where(counted, seen, state.seen)
+        sizes = jnp.where(counted, jnp.abs(problem.losses), 0)
+        moved = state.means + _share(decay, seen) * (sizes - state.means)
+        means = jnp.where(counted, moved, state.means).astype(state.means.dtype)
+        return _inverse(problem, means), ByLossState(means, seen)
+
+    return _weighting.method(
+        name, init, find, reads_losses=True, by_term=("means", "seen")
+    )
+
+
+def _share(decay: Any, seen: jax.Array) -> jax.Array:
+    """The newest loss's share in its average, ``(1 - decay) / (1 - decay**seen)``."""
+    if isinstance(decay, Tracer):
+        rate = jnp.log(decay)
+    else:
+        with np.errstate(divide="ignore"):
+            rate = float(np.log(np.float64(decay)))
+    steps = jnp.maximum(seen, 1).astype(jnp.result_type(float))
+    return jnp.expm1(rate) / jnp.expm1(steps * rate)
+
+
+def _inverse(problem: Problem, means: jax.Array) -> Weights:
+    """One over the means, with the geometric mean 1 over the present terms."""
+    known = problem.only_present(means > 0)
+    # Powers of two apart from the rest, so that no ratio of two weights loses digits
+    # to the logarithm of a loss that is far from 1.
+    fractions, exponents = jnp.frexp(jnp.where(known, means, 1))
+    exponents = jnp.where(known, exponents, 0)
+    count = jnp.maximum(jnp.sum(known), 1)
+    middle = jnp.sum(exponents) // count
+    logs = jnp.where(known, jnp.log2(fractions) + (exponents - middle), 0)
+    scale = jnp.exp2(jnp.sum(logs) / count)
+    weights = jnp.ldexp(scale / fractions, middle - exponents)
+    return jnp.where(known & (count > 1), weights, 1).astype(means.dtype)
