@@ -22,7 +22,8 @@ def find_weights(
 ) -> tuple[Weights | Mixing, Any]:
     """One step of a weighting on leaves [K, *p], computing only what it reads.
 
-    Absent terms must already be zero in the leaves and in the losses.
+    Absent terms must already be zero in the losses, and in the leaves too unless the
+    weighting reads nothing but norms.
     """
     products = None
     if weighting.reads_gramian:
@@ -32,19 +33,6 @@ def find_weights(
     return _weighting.weights_from(
         weighting, products, state, losses, present=step.present, **step.extra_args
     )
-
-
-def weigh(
-    weighting: Weighting,
-    leaves: list[jax.Array],
-    state: Any,
-    step: Step,
-    losses: Losses | None,
-    num_terms: int,
-) -> tuple[list[jax.Array], Weights | Mixing, Any]:
-    """Finds weights as :func:`find_weights` does, and weighs or mixes the terms."""
-    weights, state = find_weights(weighting, leaves, state, step, losses, num_terms)
-    return [_terms.mix(weights, leaf) for leaf in leaves], weights, state
 
 
 class BalanceByNormState(NamedTuple):
@@ -84,12 +72,14 @@ def balance(
             leaves: list[jax.Array], norms: Norms
         ) -> tuple[list[jax.Array], Norms]:
             old = start._replace(norms=norms)
-            leaves, _, new = weigh(weighting, leaves, old, step, None, num_terms)
-            return leaves, new.norms
+            weights, new = find_weights(weighting, leaves, old, step, None, num_terms)
+            # Masked before, the gradients would have two readers and be copied.
+            scaled = (_terms.scale(weights, leaf) for leaf in leaves)
+            return [_terms.only_present(step.present, x) for x in scaled], new.norms
 
         updates, norms = _groups.update_by_group(
             groups, name, one_group, step.updates, (state.norms,)
         )
         return updates, BalanceByNormState(norms)
 
-    return _stages.stage(name, num_terms, init_fn, update_fn)
+    return _stages.stage(name, num_terms, init_fn, update_fn, zeroes_absent=False)

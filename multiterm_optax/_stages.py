@@ -22,7 +22,7 @@ class Step(NamedTuple):
     """The checked arguments of one call of ``update``.
 
     Attributes:
-      updates: Leaves [K, *p], with zeros for absent terms.
+      updates: Leaves [K, *p], by default with zeros for absent terms.
       params: The parameters, or None.
       present: Which terms are present [K]; None: all.
       losses: The losses as the user passed them, or None.
@@ -61,6 +61,7 @@ def stage(
     *,
     inner: str | None = None,
     checks_state: bool = True,
+    zeroes_absent: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """Makes a transformation of per-term gradients from what it does with a step.
 
@@ -72,6 +73,8 @@ def stage(
       inner: The field of the state that holds the state of a transformation that the
         user passed; it is not checked.
       checks_state: Whether the state must be one that ``init`` could have made.
+      zeroes_absent: Whether ``update`` finds zeros for absent terms. A stage that reads
+        its updates more than once, and masks what it makes of them, saves K copies.
     """
 
     def update_fn(
@@ -90,7 +93,8 @@ def stage(
             present = _checks.present_in(present, updates, name)
         else:
             present = _checks.present(present, name, num_terms)
-        updates = jax.tree.map(partial(_terms.only_present, present), updates)
+        if zeroes_absent:
+            updates = jax.tree.map(partial(_terms.only_present, present), updates)
         return update(Step(updates, params, present, losses, extra_args), state)
 
     # The error messages of a chain say which function made each of its stages.

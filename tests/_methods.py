@@ -34,13 +34,16 @@ class Method:
       factory: Makes the weighting.
       arguments: Its arguments; ``ByTerm`` where they are one for each term, which the
         shared tests may then permute or leave out.
-      permutes: The direction does not depend on the order of the terms.
+      permutes: The direction does not depend on the order of the terms. None: that of
+        two or three gradients that are neither parallel nor opposed does not; True:
+        whatever the gradients.
       anchored: The weights are relative to one of the terms, so that another order of
         the terms, or other terms, give them up to one factor.
-      invariant: Nor do the weights on the scale of all gradients.
+      invariant: The same of the scale of all gradients, and the weights.
       simplex: The weights are not negative and sum to 1.
       agrees: The direction conflicts with no term.
       shortest: The direction is the min-norm point.
+      digits: How near float32 comes to float64 over 36 orders of magnitude.
       pareto: It stops wherever no direction helps all terms, and promises no more.
       rate: The peak learning rate in the battery.
       nearness: How near it comes there to the minimum, relative to the start.
@@ -51,12 +54,13 @@ class Method:
 
     factory: Callable[..., Any]
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    permutes: bool = True
+    permutes: bool | None = None
     anchored: bool = False
-    invariant: bool = True
+    invariant: bool | None = None
     simplex: bool = False
     agrees: bool = False
     shortest: bool = False
+    digits: float = 1e-5
     pareto: bool = False
     rate: float = 0.1
     nearness: float = 1e-3

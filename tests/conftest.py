@@ -17,13 +17,17 @@ for variable, setting in {
     # Programs that run a few times each, on tiny arrays, need not be made fast. XLA's
     # own counts of bytes and operations are the same, since only LLVM does less.
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    # Threads of NumPy's that wait for a busy core cost more than they bring.
+    "OPENBLAS_NUM_THREADS": "1",
 }.items():
     os.environ.setdefault(variable, setting)
 
 from jaxtyping import install_import_hook
 
+import tests._annotations
+
 # Before anything imports the package: its annotations are then checked at each call.
-install_import_hook("multiterm_optax", "beartype.beartype")
+install_import_hook("multiterm_optax", f"{tests._annotations.__name__}.checked")
 
 import jax
 import jaxtyping

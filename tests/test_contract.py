@@ -143,6 +143,9 @@ def test_shapes_dtypes_and_a_stable_state(factory, dtype):
         start = tx.init(params)
         assert_strong_types(start)
         assert_same_signature(jax.eval_shape(tx.init, params), start)
+        # Tracing finds the types; tests/test_precision.py has bfloat16's numbers.
+        numbers = dtype != "bfloat16"
+        update = update if numbers else update.eval_shape
         state, losses, traced = start, example_losses(dtype), None
         for step in range(STEPS):
             updates, state = update(at(grads, step), state, params, losses=losses)
@@ -152,7 +155,8 @@ def test_shapes_dtypes_and_a_stable_state(factory, dtype):
             else:
                 assert_param_shapes(updates, params)
             assert_same_signature(state, start)
-            assert_finite(updates)
+            if numbers:
+                assert_finite(updates)
         assert counted.count == traced, "traced again after the first step"
 
 

@@ -6,7 +6,14 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from multiterm_optax import _checks, _groups, _reweighting, _stages, _weighting
+from multiterm_optax import (
+    _checks,
+    _groups,
+    _reweighting,
+    _stages,
+    _terms,
+    _weighting,
+)
 from multiterm_optax._groups import Groups
 from multiterm_optax._stages import Step
 from multiterm_optax._typing import Mixing, Weights
@@ -93,9 +100,10 @@ def reweight(
         def one_group(
             leaves: list[jax.Array], weights: Weights | Mixing, one_state: Any
         ) -> tuple[list[jax.Array], Weights | Mixing, Any]:
-            mixed, found, one_state = _reweighting.weigh(
+            found, one_state = _reweighting.find_weights(
                 weighting, leaves, one_state, step, losses, num_terms
             )
+            mixed = [_terms.mix(found, leaf) for leaf in leaves]
             return mixed, found.astype(weights.dtype), one_state
 
         mixed, weights, states = _groups.update_by_group(

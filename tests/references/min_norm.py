@@ -10,7 +10,11 @@ import numpy as np
 
 def min_norm_point(vectors):
     """Returns the shortest convex combination of the rows, and its weights."""
-    rows = np.asarray(vectors, dtype=np.float64)
+    given = rows = np.asarray(vectors, dtype=np.float64)
+    if rows.shape[1] > len(rows):
+        # The same vectors in coordinates of the space that they span. Each keeps its
+        # own digits, as Householder's reflections treat every column by itself.
+        rows = np.linalg.qr(rows.T, mode="r").T
     lengths = np.linalg.norm(rows, axis=1)
     size = lengths.max() or 1.0
     corral = [int(np.argmin(lengths))]
@@ -39,7 +43,7 @@ def min_norm_point(vectors):
             weights = weights[keep] / weights[keep].sum()
     full = np.zeros(len(rows))
     full[corral] = weights
-    return full @ rows, full
+    return full @ given, full
 
 
 def _affine_minimizer(rows):

@@ -12,7 +12,7 @@ from tests._methods import Method
 from tests.weightings import _groups
 
 METHODS = {
-    "by_norm": Method(mt.by_norm, anchored=True),
+    "by_norm": Method(mt.by_norm, anchored=True, invariant=True),
     "by_norm, paper": Method(
         mt.by_norm, {"anchor": 0, "norm_init": 1.0}, anchored=True, invariant=False
     ),

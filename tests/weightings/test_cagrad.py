@@ -16,9 +16,10 @@ from tests.references import adatask, flat
 from tests.references import cagrad as reference
 from tests.weightings import _groups, _jacobians
 
+ALWAYS = {"permutes": True, "invariant": True, "digits": 1e-6}
 METHODS = {
-    "cagrad": Method(cagrad),
-    "cagrad, rescaled": Method(cagrad, {"c": 0.4, "rescale": True}),
+    "cagrad": Method(cagrad, **ALWAYS),
+    "cagrad, rescaled": Method(cagrad, {"c": 0.4, "rescale": True}, **ALWAYS),
 }
 
 STEPS = 30

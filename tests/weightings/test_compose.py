@@ -18,7 +18,9 @@ def norms_then_projections():
 
 
 METHODS = {
-    "compose": Method(norms_then_projections, anchored=True),
+    "compose": Method(
+        norms_then_projections, anchored=True, invariant=True, digits=1e-6
+    ),
     "compose, mixing": Method(
         lambda key: mt.compose(mt.lbtw(), mt.pcgrad(key), mt.mgda()),
         {"key": lambda terms: jax.random.key(1)},

@@ -15,7 +15,10 @@ from tests.weightings import _jacobians, _properties
 
 KINDS = _jacobians.WELL_POSED + _jacobians.DEGENERATE
 FACTORIES = {"upgrad": upgrad, "dual_proj": dual_proj}
-METHODS = {name: Method(factory, agrees=True) for name, factory in FACTORIES.items()}
+METHODS = {
+    name: Method(factory, permutes=True, invariant=True, agrees=True, digits=1e-6)
+    for name, factory in FACTORIES.items()
+}
 REFERENCES = {"upgrad": dual_cone.upgrad, "dual_proj": dual_cone.projected}
 
 each_method = pytest.mark.parametrize("name", FACTORIES)

@@ -25,7 +25,9 @@ from tests.weightings._runs import (
 )
 
 # The first step's weights are equal, whatever the gradients.
-METHODS = {"gradnorm": Method(gradnorm, relative=("learned",))}
+METHODS = {
+    "gradnorm": Method(gradnorm, permutes=True, invariant=True, relative=("learned",))
+}
 
 STEPS = 40
 

@@ -12,10 +12,11 @@ from tests.references.frank_wolfe import frank_wolfe
 from tests.references.min_norm import min_norm_point
 from tests.weightings import _jacobians
 
-EXACT = {"simplex": True, "agrees": True, "shortest": True}
+ALWAYS = {"permutes": True, "invariant": True, "digits": 1e-6}
+EXACT = {"simplex": True, "agrees": True, "shortest": True, **ALWAYS}
 METHODS = {
     "mgda": Method(mgda, pareto=True, **EXACT),
-    "mgda loss": Method(mgda, {"normalization": "loss"}, simplex=True),
+    "mgda loss": Method(mgda, {"normalization": "loss"}, simplex=True, **ALWAYS),
     # Weights found for unit gradients multiply the gradients as they are: where two are
     # parallel, the weights are not unique and then neither is the direction.
     "mgda l2": Method(
@@ -27,7 +28,13 @@ METHODS = {
     # It stops at directions shorter than its eps, and the flattest bowl of the battery
     # has the slope 0.2.
     "inexact_mgda": Method(
-        inexact_mgda, {"eps": 1e-3}, invariant=False, pareto=True, nearness=5e-3
+        inexact_mgda,
+        {"eps": 1e-3},
+        permutes=True,
+        invariant=False,
+        pareto=True,
+        nearness=5e-3,
+        digits=1e-6,
     ),
     "inexact_mgda, no error": Method(inexact_mgda, {"eps": 0.0}, **EXACT),
     "inexact_mgda loss": Method(
