@@ -98,7 +98,7 @@ def stage(
         return update(Step(updates, params, present, losses, extra_args), state)
 
     # The error messages of a chain say which function made each of its stages.
-    update_fn.__qualname__ = f"{name}.<locals>.update_fn"
+    update_fn.__qualname__ = f"{name.split('.')[-1]}.<locals>.update_fn"
     # Optax declares a state to be a tree of arrays, and allows no type of one's own.
     any_init: Any = init
     return optax.GradientTransformationExtraArgs(any_init, update_fn)

@@ -26,7 +26,7 @@ _COLOURS = (
     "#F0E442",
 )
 _FIFTHS = ("0 to 20 %", "20 to 40 %", "40 to 60 %", "60 to 80 %", "80 to 100 %")
-_MAX_WRITTEN = 12  # numbers in a heat map of more terms could not be read
+_MAX_WRITTEN = 12  # numbers in a heat map of more terms are too small to read
 
 
 def weights(
@@ -36,7 +36,7 @@ def weights(
     labels: Sequence[str] | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Weights of the terms over the steps, one line a term.
+    """Weights of the terms over the steps, one line for each term.
 
     Args:
       history: Weights [T, K], as stacked from the field ``weights`` of a state.
@@ -81,7 +81,7 @@ def dominance(
       ax: Axes to draw on; ``None``: new ones.
 
     Returns:
-      The axes. The darkest area are the parameters that the term moves almost alone.
+      The axes. The darkest area shows the parameters that the term moves almost alone.
 
     Raises:
       ImportError: Matplotlib is not installed.
@@ -147,16 +147,16 @@ def cosines(
         raise ValueError(
             f"plotting.cosines: matrix must have shape [K, K], found {values.shape}."
         )
-    count = len(values)
+    num_terms = len(values)
     if labels is None:
-        labels = [str(term) for term in range(count)]
-    names = _labels(labels, count, "cosines")
+        labels = [str(term) for term in range(num_terms)]
+    names = _labels(labels, num_terms, "cosines")
     ax = _axes(ax)
     image = ax.imshow(values, cmap="RdBu", vmin=-1, vmax=1)
-    ax.set_xticks(range(count), names)
-    ax.set_yticks(range(count), names)
+    ax.set_xticks(range(num_terms), names)
+    ax.set_yticks(range(num_terms), names)
     ax.spines[:].set_visible(False)
-    if count <= _MAX_WRITTEN:
+    if num_terms <= _MAX_WRITTEN:
         for (row, column), value in np.ndenumerate(values):
             colour = "white" if abs(value) > 0.6 else "black"
             ax.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour)
@@ -170,7 +170,7 @@ def pareto_front(
     """Losses of several runs, with those that no other run beats in both terms.
 
     Args:
-      losses: One row a run, [N, 2].
+      losses: One row for each run, [N, 2].
       labels: Names of the two terms; ``None``: term 0 and term 1.
       ax: Axes to draw on; ``None``: new ones.
 
@@ -218,23 +218,23 @@ def _array(value: Any, argument: str, name: str, shape: str, ndim: int) -> np.nd
     return array
 
 
-def _labels(labels: Sequence[str] | None, count: int, name: str) -> Sequence[str]:
+def _labels(labels: Sequence[str] | None, number: int, name: str) -> Sequence[str]:
     if labels is None:
-        return [f"term {term}" for term in range(count)]
-    if isinstance(labels, str) or len(labels) != count:
+        return [f"term {term}" for term in range(number)]
+    if isinstance(labels, str) or len(labels) != number:
         raise ValueError(
-            f"plotting.{name}: labels must be {count} names, found {labels!r}."
+            f"plotting.{name}: labels must be {number} names, found {labels!r}."
         )
     return labels
 
 
-def _steps(steps: Any, count: int, name: str) -> np.ndarray:
+def _steps(steps: Any, num_steps: int, name: str) -> np.ndarray:
     if steps is None:
-        return np.arange(count)
+        return np.arange(num_steps)
     at = np.asarray(steps)
-    if at.shape != (count,):
+    if at.shape != (num_steps,):
         raise ValueError(
-            f"plotting.{name}: steps must have shape ({count},), found {at.shape}."
+            f"plotting.{name}: steps must have shape ({num_steps},), found {at.shape}."
         )
     return at
 

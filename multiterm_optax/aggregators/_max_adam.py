@@ -63,7 +63,7 @@ def scale_by_max_adam(
       reduction: ``"max"``: as above. ``"mean"``: the mean of the :math:`\hat v_j` of
         the terms seen so far. ``"own"``: each term by its own :math:`\hat v_i`, which
         is AdaTask's Adam and needs 2K copies.
-      amsgrad: Keep the largest reduced :math:`\hat v`; :func:`optax.scale_by_amsgrad`.
+      amsgrad: Keep the largest reduced :math:`\hat v`, as in :func:`optax.amsgrad`.
       mu_dtype: Dtype of the first moment; ``None``: the parameter's.
 
     Returns:

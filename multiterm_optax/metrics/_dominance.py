@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from multiterm_optax import _checks, _groups, _terms
+from multiterm_optax import _checks, _groups, _stages, _terms
 from multiterm_optax._groups import Groups
+from multiterm_optax._stages import Step
 from multiterm_optax._typing import Scalar
 
 
@@ -72,28 +73,19 @@ def track_dominance(
         )
 
     def update_fn(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        *,
-        present: Any = None,
-        **extra_args: Any,
+        step: Step, state: TrackDominanceState
     ) -> tuple[optax.Updates, TrackDominanceState]:
-        del extra_args
-        _checks.term_axis(updates, params, name, num_terms)
-        _checks.state(state, init_fn, updates, name)
-        present = _checks.present(present, name, num_terms)
-
         def average(mean: jax.Array, update: jax.Array) -> jax.Array:
             squared = jnp.square(update.astype(mean.dtype))
             moved = (decay * mean + (1 - decay) * squared).astype(mean.dtype)
-            return _terms.keep_absent(present, moved, mean)
+            return _terms.keep_absent(step.present, moved, mean)
 
-        return updates, TrackDominanceState(
-            jax.tree.map(average, state.squared_updates, updates)
+        return step.updates, TrackDominanceState(
+            jax.tree.map(average, state.squared_updates, step.updates)
         )
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    # The updates of absent terms are passed on unchanged, too.
+    return _stages.stage(name, num_terms, init_fn, update_fn, zeroes_absent=False)
 
 
 def dominance(state: optax.OptState) -> optax.Updates:

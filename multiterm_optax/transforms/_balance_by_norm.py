@@ -23,9 +23,8 @@ def balance_by_norm(
     r"""Scales every term's gradient to the anchor term's size, in each group.
 
     Multiplies the gradients by the weights that :func:`multiterm_optax.by_norm` finds
-    for each group. Multiplying all losses by a constant multiplies the result by it and
-    changes nothing else. A group where all terms but one are silent, such as a head, is
-    left as it is.
+    for each group. A constant factor in front of all losses becomes a factor of the
+    result. A group where all terms but one are silent, as in a head, stays as it is.
 
     Args:
       num_terms: K, the number of terms.
@@ -42,8 +41,7 @@ def balance_by_norm(
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates of the same
       shapes and dtypes. ``update`` takes the extra argument ``present``, K booleans: an
-      absent term gets zero updates and keeps its average, by which it may still be the
-      anchor, so that the group's size does not jump.
+      absent term gets zero updates and keeps its average.
 
     Raises:
       ValueError: A hyperparameter is out of range, or an update lacks the leading term

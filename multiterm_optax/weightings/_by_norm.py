@@ -42,8 +42,8 @@ def by_norm(
     Args:
       decay: :math:`\beta`, in [0, 1).
       anchor: Index of the term that keeps its size. ``None``: the first term that is
-        not silent, chosen at each step. While a fixed anchor has had no gradient yet,
-        the others' weights are 0.
+        not silent, chosen at each step. While a fixed anchor has had no gradient, the
+        others' weights are 0.
       norm_init: ``None``: each average starts at the term's first nonzero norm. A
         float: it starts at this value, and the weights depend on the losses' scale.
       weights: Fixed relative weights :math:`u`, [K], not negative. ``None``: all 1.
@@ -51,8 +51,8 @@ def by_norm(
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the gradients' norms; weights [K].
-      A norm that is not finite leaves its average as it was. So does an absent term,
-      which may still be the anchor.
+      A norm that is not finite leaves its average as it was, and so does an absent
+      term, which may still be the anchor.
 
     Raises:
       ValueError: A hyperparameter is out of range, or ``weights`` lacks K values.
@@ -65,8 +65,8 @@ def by_norm(
       >>> import jax.numpy as jnp
       >>> from multiterm_optax import by_norm
       >>> weighting = by_norm()
-      >>> norms = jnp.array([5.0, 1000.0])
-      >>> weights, _ = weighting.update(jnp.diag(norms**2), weighting.init(2))
+      >>> squared_norms = jnp.array([5.0, 1000.0]) ** 2
+      >>> weights, _ = weighting.update(squared_norms, weighting.init(2))
       >>> [round(float(w), 6) for w in weights]
       [1.0, 0.005]
     """

@@ -101,14 +101,14 @@ def _conflict_averse(
     along = _dot(scaled, summed) / num_present
     mean = jnp.sqrt(jnp.maximum(summed @ along / num_present, 0))
     radius = c * mean
-    still = radius == 0
-    radius = jnp.where(still, 1, radius)
+    no_radius = radius == 0
+    radius = jnp.where(no_radius, 1, radius)
     linear = jnp.where(zero, 1, jnp.clip(along, -mean, mean) / radius)
     shortest = jnp.min(jnp.where(zero, jnp.inf, lengths))
     inverse = jnp.where(zero, 0, shortest / lengths)
     z, converged = _multipliers(scaled, linear, inverse)
-    weights = 1 / num_present + jnp.where(still | zero, 0, z * radius / lengths)
-    return weights.astype(gramian.dtype), still | converged
+    weights = 1 / num_present + jnp.where(no_radius | zero, 0, z * radius / lengths)
+    return weights.astype(gramian.dtype), no_radius | converged
 
 
 def _multipliers(

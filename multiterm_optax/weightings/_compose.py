@@ -75,8 +75,8 @@ def compose(*weightings: Weighting) -> Weighting:
                 problem.present,
                 **problem.extra_args,
             )
-            products, losses = _left(weights, products, losses)
-            total = weights if total is None else _after(weights, total)
+            products, losses = _weighted(weights, products, losses)
+            total = weights if total is None else _product(weights, total)
             parts.append(part)
         return total, ComposeState(tuple(parts))
 
@@ -106,7 +106,7 @@ def _read(weighting: Weighting, products: Any, who: str) -> Gramian | Norms | No
     return products if products.ndim == 1 else jnp.diagonal(products)
 
 
-def _left(weights: Any, products: Any, losses: Any) -> tuple[Any, Any]:
+def _weighted(weights: Any, products: Any, losses: Any) -> tuple[Any, Any]:
     """Gramian or squared norms, and losses, of the weighted or mixed terms."""
     if weights.ndim == 1:
         # A term of weight 0 plays no further part, even if its loss is infinite.
@@ -125,7 +125,7 @@ def _left(weights: Any, products: Any, losses: Any) -> tuple[Any, Any]:
     return jnp.matmul(half, weights.T, precision="highest"), losses
 
 
-def _after(later: Any, earlier: Any) -> Weights | Mixing:
+def _product(later: Any, earlier: Any) -> Weights | Mixing:
     """The product of two vectors of weights or mixing matrices."""
     if later.ndim == earlier.ndim == 2:
         return jnp.matmul(later, earlier, precision="highest")

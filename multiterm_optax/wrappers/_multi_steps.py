@@ -58,8 +58,7 @@ def multi_steps(
       inner: A whole optimizer from K terms to one update, such as ``mtadam(1e-3, K)``
         or a chain with an aggregator.
       num_terms: K, the number of terms.
-      every_k_schedule: k, or a function that returns it for ``gradient_step``, the
-        number of steps taken.
+      every_k_schedule: k, or a function from the number of steps taken to k.
 
     Returns:
       An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. The
