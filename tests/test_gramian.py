@@ -8,8 +8,7 @@ import pytest
 from multiterm_optax import _products, metrics
 
 SHAPES = [(70_001,), (300, 300), (2, 3, 128, 128), (65_536,), (9, 7)]
-# Between them nothing changes: by default the ends and one in the middle.
-TERMS = [2, pytest.param(5, marks=pytest.mark.slow), 10, 24]
+TERMS = [2, 5, 10, 24]
 
 # Of the product of the two lengths, in float32.
 PROMISED = 2e-6
