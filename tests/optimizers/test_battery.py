@@ -347,7 +347,16 @@ def test_injected_schedule_and_hyperparameters(name):
     assert state.hyperparams.keys() == {"learning_rate", *defaults}
 
 
-@each_method
+# To multi_steps one weighting is like another: tests/wrappers has those that differ.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow)
+        if name in weightings.FACTORIES
+        else name
+        for name in METHODS
+    ],
+)
 def test_accumulated_halves_are_the_step_on_their_mean(name):
     method = METHODS[name]
     params, grads, losses = random_steps()
