@@ -330,10 +330,10 @@ def test_norms_outside_the_range_leave_a_term_as_it_is(size):
 def test_gramians_at_and_beyond_the_end_of_the_range(name):
     rows = np.array([[1.0, 0.0], [-0.6, 0.8]])
     tx = mt.reweight(_methods.build(name, 2), 2)
-    state = tx.init(jnp.zeros(2))
-    _, plain = tx.update(jnp.asarray(rows, jnp.float32), state)
-    _, inside = tx.update(jnp.asarray(0.99 * LARGEST * rows, jnp.float32), state)
-    _, outside = tx.update(jnp.asarray(1.01 * LARGEST * rows, jnp.float32), state)
+    state, update = tx.init(jnp.zeros(2)), jax.jit(tx.update)
+    _, plain = update(jnp.asarray(rows, jnp.float32), state)
+    _, inside = update(jnp.asarray(0.99 * LARGEST * rows, jnp.float32), state)
+    _, outside = update(jnp.asarray(1.01 * LARGEST * rows, jnp.float32), state)
     assert inside.weighting.converged
     assert not outside.weighting.converged
     assert_close(inside.weights, plain.weights, rtol=1e-6)

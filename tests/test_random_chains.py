@@ -267,7 +267,7 @@ def run(update, state, params, history, losses, **extra):
 # --- properties ----------------------------------------------------------------------
 
 
-@examples(25)
+@examples(15)
 @given(
     chain=chains(),
     tree=trees(["float32", "bfloat16", "float16"]),
@@ -346,7 +346,7 @@ def test_numbers(chain, tree, terms, seed, data):
             assert_close(again, found, rtol=1e-7, atol=1e-9)
 
 
-@examples(4)
+@examples(3)
 @given(chain=chains(delicate=False), terms=st.integers(1, 3))
 def test_eager_is_jitted(chain, terms):
     with jax.enable_x64(True):

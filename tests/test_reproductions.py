@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "examples" / "reproductions"
-# The others have many programs to compile.
-QUICK = {"mtadam_l1_l2", "softadapt_autoencoder", "softadapt_functions"}
+# The others have many programs to compile, or run below as a whole.
+QUICK = {"softadapt_autoencoder", "softadapt_functions"}
 
 
 def run(name, out, *options):
@@ -44,6 +44,8 @@ def test_fast_mode(name, tmp_path):
 
 def test_l1_scaled_to_l2_converges_and_l1_does_not(tmp_path):
     run("mtadam_l1_l2", tmp_path, "--seeds", "2")
+    saved = {path.name for path in tmp_path.iterdir()}
+    assert saved == {f"mtadam_l1_l2{end}" for end in (".md", ".json", ".png")}
     ends = json.loads((tmp_path / "mtadam_l1_l2.json").read_text())
     assert min(ends["L1, 0.01"]) > 1e-4
     assert max(ends["L1, scaled to L2, 0.01"]) < 1e-6

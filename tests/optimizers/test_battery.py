@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from multiterm_optax import multi_steps, value_and_term_grads, weighted
 from tests import _factories, _methods
@@ -352,7 +351,16 @@ def test_injected_schedule_and_hyperparameters(name):
     assert state.hyperparams.keys() == {"learning_rate", *defaults}
 
 
-@each_method
+# To multi_steps one weighting is like another: tests/wrappers has those that differ.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow)
+        if name in _methods.factories()
+        else name
+        for name in METHODS
+    ],
+)
 def test_accumulated_halves_are_the_step_on_their_mean(name):
     method = METHODS[name]
     params, grads, losses = random_steps()
@@ -367,44 +375,3 @@ def test_accumulated_halves_are_the_step_on_their_mean(name):
     for leaf, updates in found.items():
         assert not np.any(updates[0::2]), leaf
     assert_close(jax.tree.map(lambda u: u[1::2], found), plain(name), rtol=1e-5)
-
-
-def sharded(tree, mesh, lead):
-    """Leaves with the parameters' first axis, after ``lead`` others, over the mesh."""
-
-    def put(leaf):
-        spec = [None] * lead + ["x"] * (leaf.ndim > lead)
-        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
-
-    return jax.tree.map(put, tree)
-
-
-def on_explicit_axes(name):
-    """The method's transformation and its arguments, laid over two devices."""
-    params, grads, losses = random_steps()
-    mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Explicit,))
-    with jax.set_mesh(mesh):
-        laid = sharded(params, mesh, 0), sharded(grads, mesh, 2), losses
-    return mesh, METHODS[name].make(rising(), 2), laid
-
-
-@each_method
-def test_explicit_axes_of_a_mesh(name):
-    # The axes are part of the types: tracing finds them.
-    mesh, tx, (params, *steps) = on_explicit_axes(name)
-    with jax.set_mesh(mesh):
-        # The scan refuses a state whose shardings change.
-        _, updates = jax.eval_shape(steps_of(tx, params, *steps), tx.init(params))
-        for leaf, param in params.items():
-            expected = PartitionSpec(None, *jax.typeof(param).sharding.spec)
-            assert updates[leaf].sharding.spec == expected
-
-
-# By default tests/test_sharding.py compares the numbers of the larger methods.
-@pytest.mark.slow
-@each_method
-def test_numbers_on_explicit_axes_of_a_mesh(name):
-    mesh, tx, laid = on_explicit_axes(name)
-    with jax.set_mesh(mesh):
-        updates, _ = run(tx, *laid)
-    assert_close(updates, plain(name), rtol=1e-5)

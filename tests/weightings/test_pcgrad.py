@@ -1,5 +1,7 @@
 """PCGrad against Alg. 1 on the gradients themselves."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,20 +22,26 @@ STEPS = 30
 KEY = 7
 
 
+@functools.cache
 def documented_orders(terms, steps=STEPS):
     """The random orders, by the recipe of the docstring."""
-    key, orders = jax.random.key(KEY), []
-    table = jnp.tile(jnp.arange(terms), (terms, 1))
-    for _ in range(steps):
+
+    @jax.jit
+    def one_step(key):
         key, draw = jax.random.split(key)
-        drawn = jax.random.permutation(draw, table, axis=1, independent=True)
+        table = jnp.tile(jnp.arange(terms), (terms, 1))
+        return key, jax.random.permutation(draw, table, axis=1, independent=True)
+
+    key, orders = jax.random.key(KEY), []
+    for _ in range(steps):
+        key, drawn = one_step(key)
         orders.append(np.asarray(drawn))
     return orders
 
 
-def mixing(rows, key=KEY):
-    weighting = pcgrad(jax.random.key(key))
-    rows = jnp.asarray(rows)
+@jax.jit
+def mixing(rows):
+    weighting = pcgrad(jax.random.key(KEY))
     return weighting.update(rows @ rows.T, weighting.init(len(rows)))[0]
 
 
