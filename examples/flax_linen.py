@@ -56,5 +56,5 @@ def train(tx, train_step, steps=100):
 if __name__ == "__main__":
     mtadam = mt.mtadam(1e-2, num_terms=3)
     gradnorm = mt.weighted(mt.gradnorm(), optax.adam(1e-2), num_terms=3)
-    for name, *run in ("MTAdam", mtadam, step), ("GradNorm", gradnorm, step_on_losses):
-        print(name, *(f"{term} {x:.3f}" for term, x in train(*run).items()))
+    for name, tx, f in ("MTAdam", mtadam, step), ("GradNorm", gradnorm, step_on_losses):
+        print(name, *(f"{term} {x:.3f}" for term, x in train(tx, f).items()))

@@ -7,6 +7,8 @@ follow that flow.
 
 # isort: off
 
+from multiterm_optax._version import __version__ as __version__
+
 # losses_fn -> losses, per-term gradients; or weights first, then one gradient
 from multiterm_optax.gradients import term_grads as term_grads
 from multiterm_optax.gradients import value_and_row_grads as value_and_row_grads
@@ -15,7 +17,9 @@ from multiterm_optax.gradients import value_and_weighted_grad as value_and_weigh
 
 # (gramian, losses) -> weights
 from multiterm_optax.weightings import Weighting as Weighting
+from multiterm_optax.weightings import by_norm as by_norm
 from multiterm_optax.weightings import cagrad as cagrad
+from multiterm_optax.weightings import compose as compose
 from multiterm_optax.weightings import constant as constant
 from multiterm_optax.weightings import dual_proj as dual_proj
 from multiterm_optax.weightings import dwa as dwa

@@ -1,8 +1,8 @@
-"""Groups: what papers call layers. One leaf each, all leaves, or labelled sets.
+"""Groups, which papers call layers: single leaves, all leaves, or labelled sets.
 
-A method that keeps a statistic for each group sees one pytree whose entries
-stand for groups, whichever way the user formed them: a tree like the parameters
-for ``"leaf"``, the bare statistic for ``"global"``, a dict by label otherwise.
+A method that keeps a statistic for each group sees one pytree with an entry for each:
+a tree like the parameters for ``"leaf"``, the bare statistic for ``"global"``, and a
+dict by label otherwise.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,12 @@ Groups = Literal["leaf", "global"] | Any
 
 
 class Partition(NamedTuple):
-    """How the leaves of a tree fall into groups.
+    """How the leaves of a tree are divided into groups.
 
     Attributes:
       members: For each group the indices of its leaves.
-      pack: From a list with one entry a group to one pytree.
-      unpack: The way back.
+      pack: From a list with one entry for each group to one pytree.
+      unpack: The inverse of ``pack``.
     """
 
     members: list[list[int]]
@@ -30,7 +30,7 @@ class Partition(NamedTuple):
 
 
 def check_groups(groups: Groups, name: str) -> None:
-    """Refuses a string that names no way of forming groups."""
+    """Refuses a string other than ``"leaf"`` and ``"global"``."""
     if isinstance(groups, str) and groups not in ("leaf", "global"):
         raise ValueError(
             f"{name}: groups must be 'leaf', 'global', or labels as optax.partition "
@@ -69,7 +69,7 @@ def partition_updates(groups: Groups, updates: Any, name: str) -> Partition:
 def init_by_group(
     groups: Groups, params: Any, name: str, one_group: Callable[[list[Any]], Any]
 ) -> Any:
-    """Packs what ``one_group`` makes of each group's leaves [*p]."""
+    """Applies ``one_group`` to each group's leaves [*p] and packs the results."""
     leaves = jax.tree.leaves(params)
     parts = partition(groups, params, name)
     return parts.pack(
@@ -89,12 +89,12 @@ def update_by_group(
 
     Args:
       groups: How the groups are formed.
-      name: Who asks, for the messages.
-      one_group: ``(leaves, *entries, *others) -> (leaves, *entries)``, of the lists
-        of one group's leaves and of its entries of ``packed``.
-      updates: Leaves [K, *p], of which ``one_group`` returns the new ones.
+      name: The function that the user called, for the messages.
+      one_group: ``(leaves, *entries, *others) -> (leaves, *entries)``, with a list of
+        one group's leaves, its entries of ``packed``, and its leaves of ``trees``.
+      updates: Leaves [K, *p], which ``one_group`` replaces.
       packed: What is kept for each group.
-      *trees: Further trees with the structure of ``updates``, only read.
+      *trees: Further trees with the structure of ``updates``, which are only read.
 
     Returns:
       The new updates and the new ``packed``, in one tuple.

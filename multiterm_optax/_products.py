@@ -1,8 +1,8 @@
 """Dot products of the terms' gradients.
 
-They are accumulated in at least float32, without a long sum that would lose digits,
-without a copy of the gradients where one can be had without, and on sharded leaves
-where they lie.
+They are accumulated in at least float32 and without long sums, which would lose digits.
+The gradients are copied only where it cannot be avoided, and sharded leaves stay on
+their devices.
 """
 
 import math
@@ -12,28 +12,28 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
-from multiterm_optax import _shardings
+from multiterm_optax import _shardings, _terms
 from multiterm_optax._terms import accumulator_dtype
-from multiterm_optax._typing import Gramian, TermLeaf
+from multiterm_optax._typing import Gramian, Norms, TermLeaf
 
-# Up to this many terms a gramian is made of pairs of terms, beyond by a matrix product.
+# Up to this many terms a gramian is computed pair by pair, for more by matrix products.
 _MAX_PAIRED = 10
 
-# Of gradients that are not stacked each pair is an operation of its own.
+# The same for gradients that are not stacked, where each pair is its own operation.
 _MAX_PAIRED_ROWS = 8
 
-# Leaves of fewer elements a term are not worth a loop.
+# A loop does not pay for leaves with fewer elements for each term.
 _MIN_PIECED = 1 << 16
 
-# Fewer terms are reduced pair by pair as fast as they can be read, and for more the
-# products of matrices win.
+# The numbers of terms for which slices are fastest: fewer are reduced pair by pair as
+# fast as they can be read, and for more terms matrix products win.
 _SLICED = range(5, 17)
 
-# So many elements of each of those terms stay in the cache, and so many products are
-# added up before their sum is added to others: one long sum loses digits.
+# A slice of this many elements of each term stays in the cache. A block of this many
+# products is summed before its sum is added to others, since one long sum loses digits.
 _SLICE, _BLOCK = 1 << 15, 1 << 7
 
-# Vectors of up to this many elements are cut into blocks by a copy.
+# Vectors of up to this many elements are copied to cut them into blocks.
 _MAX_COPIED = 1 << 16
 
 
@@ -43,15 +43,21 @@ def gramian(*leaves: Shaped[Array, "K ..."], num_terms: int) -> Gramian:
     total = jnp.zeros((num_terms, num_terms), dtype)
     for leaf in leaves:
         if num_terms > _MAX_PAIRED:
-            # XLA:CPU copies the factors of a matrix product. Left to itself it makes
-            # the copies of all leaves first, and then holds two of every gradient.
+            # XLA:CPU copies the factors of a matrix product. Without the barrier it
+            # copies all leaves first, and then holds every gradient twice.
             leaf, total = jax.lax.optimization_barrier((leaf, total))
         total = total + _gramian(_shardings.on_one_device(leaf), dtype)
     return total
 
 
+def squared_norms(*leaves: Shaped[Array, "K ..."], num_terms: int) -> Norms:
+    """The gramian's diagonal alone, without the products of two terms."""
+    start = jnp.zeros(num_terms, accumulator_dtype(*leaves))
+    return sum(map(_terms.squared_norms, leaves), start=start)
+
+
 def gramian_of_rows(*leaves: tuple[Array, ...], num_terms: int) -> Gramian:
-    """As :func:`gramian`, of leaves that are not stacked yet: K arrays each."""
+    """As :func:`gramian`, for leaves that are tuples of K arrays, not yet stacked."""
     dtype = accumulator_dtype(*(rows[0] for rows in leaves))
     total = jnp.zeros((num_terms, num_terms), dtype)
     for rows in leaves:
@@ -86,7 +92,7 @@ def _gramian_of_rows(rows: tuple[Array, ...], dtype: jnp.dtype) -> Gramian:
 
 
 def _worth_slicing(num_terms: int, size: int) -> bool:
-    # A slice of a sharded array would have to be fetched; one device has no other.
+    # A slice of a sharded array may be on another device; with one device it is not.
     return num_terms in _SLICED and size >= _MIN_PIECED and jax.device_count() == 1
 
 
@@ -102,8 +108,8 @@ def _gramian(leaf: TermLeaf, dtype: jnp.dtype) -> Gramian:
         return _gramian_of_slices(cut, num_terms, size, dtype)
 
     def by_pairs(leaf: TermLeaf) -> Gramian:
-        # Reducing the products of all pairs needs no copy of the gradients and keeps
-        # its digits on long leaves.
+        # Reducing the products of all pairs needs no copy of the gradients and stays
+        # accurate on long leaves.
         wide = leaf.astype(dtype)
         axes = tuple(range(2, leaf.ndim + 1))
         return jnp.sum(wide[:, None] * wide[None, :], axis=axes)
@@ -128,10 +134,10 @@ def _gramian_of_slices(
     size: int,
     dtype: jnp.dtype,
 ) -> Gramian:
-    """Products of slices that stay in the cache; ``cut(start, size)`` is one, [K, n].
+    """Sums products of slices ``cut(start, size)``, [K, n], that stay in the cache.
 
-    XLA:CPU copies the factors of a matrix product into its own layout, and reduces
-    pairs of many terms at a fraction of the speed of the memory.
+    On the whole leaf XLA:CPU would copy the factors of a matrix product into its own
+    layout, and would reduce pairs of many terms far slower than it reads them.
     """
 
     def product(piece: Array) -> Gramian:
@@ -142,7 +148,7 @@ def _gramian_of_slices(
         return jnp.sum(blocks, axis=0)
 
     def add(i: Array, carry: tuple[Gramian, Gramian]) -> tuple[Gramian, Gramian]:
-        # Kahan's sum: the slices of a long leaf are many.
+        # Kahan's summation, since a long leaf has many slices.
         total, lost = carry
         part = product(cut(i * _SLICE, _SLICE)) - lost
         grown = total + part
@@ -158,9 +164,9 @@ def _gramian_of_slices(
 
 
 def _gramian_by_pieces(leaf: TermLeaf) -> Gramian:
-    # XLA:CPU copies both factors of a matrix product into its own layout: piece by
-    # piece, the copies are small and stay in the cache. A piece takes every n-th row,
-    # so that each device has an equal part in it and keeps its rows to itself.
+    # XLA:CPU copies both factors of a matrix product into its own layout. Those of a
+    # piece are small and stay in the cache. A piece takes every n-th row, so that each
+    # device has an equal part of it and need not send its rows.
     num_terms, *sizes = (leaf.shape[0], *(size for size in leaf.shape[1:] if size > 1))
     if len(sizes) == 1:
         row = _divisor(sizes[0], 256, 4096) or 1
@@ -182,7 +188,7 @@ def _gramian_by_pieces(leaf: TermLeaf) -> Gramian:
 
 
 def _divisor(size: int, low: int, high: int) -> int | None:
-    """A divisor, near 32, that leaves the factors of 2 that eight devices need."""
+    """A divisor near 32 whose quotient keeps the factors of 2 that 8 devices need."""
     found = [
         divisor
         for divisor in range(low, high + 1)
@@ -192,8 +198,8 @@ def _divisor(size: int, low: int, high: int) -> int | None:
 
 
 def _gramian_by_blocks(leaf: TermLeaf) -> Gramian:
-    # One long contraction loses digits; gramians of blocks, then their sum, do not.
-    # The blocks of a matrix are its rows, which need no copy and keep its sharding.
+    # One long contraction loses digits; summing the gramians of blocks does not. The
+    # blocks of a matrix are its rows, which need no copy and keep its sharding.
     num_terms = leaf.shape[0]
     spread = any(_shardings.spec(leaf))
     if leaf.ndim == 2 and leaf.shape[1] <= _MAX_COPIED and not spread:
@@ -202,7 +208,7 @@ def _gramian_by_blocks(leaf: TermLeaf) -> Gramian:
         leaf = padded.reshape(num_terms, -1, block)
     if leaf.ndim > 2 and math.prod(leaf.shape[2:]) * 4 >= num_terms:
         axes = tuple(range(2, leaf.ndim))
-        # In one piece XLA:CPU fuses the products of all leaves and holds them all.
+        # As one product XLA:CPU would fuse those of all leaves and hold them all.
         columns = [leaf[i : i + 32] for i in range(0, num_terms, 32)]
         blocks = [
             jax.lax.dot_general(

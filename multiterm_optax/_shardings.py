@@ -1,6 +1,6 @@
-"""Where the leaves [K, *p] lie, as far as their types tell.
+"""How the leaves [K, *p] are sharded, as far as their types say.
 
-Types tell on the explicit axes of a mesh only; for automatic ones nothing does.
+Types show the explicit axes of a mesh only; the automatic ones cannot be seen.
 """
 
 import math
@@ -14,7 +14,7 @@ from multiterm_optax._typing import TermLeaf
 
 
 def spec(leaf: Array) -> tuple[Any, ...]:
-    """What each axis of a leaf lies over, None for nothing."""
+    """The mesh axes that each axis of a leaf is sharded over, or None."""
     axes = tuple(jax.typeof(leaf).sharding.spec)
     return axes + (None,) * (leaf.ndim - len(axes))
 
@@ -25,14 +25,14 @@ def sharding(leaf: Array, *axes: Any) -> NamedSharding:
 
 
 def over_devices(leaf: TermLeaf) -> bool:
-    """Whether the term axis itself lies over devices."""
+    """Whether the term axis itself is sharded."""
     return spec(leaf)[0] is not None
 
 
 def on_one_device(leaf: TermLeaf) -> TermLeaf:
-    """All terms on each device and, where one fits, another axis over the devices.
+    """Puts all terms on each device and, if one fits, shards another axis instead.
 
-    Each device then sends and keeps as much as it held, and not K gradients.
+    Each device then sends and keeps as much as it held before, not K gradients.
     """
     if not over_devices(leaf):
         return leaf

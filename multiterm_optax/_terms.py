@@ -1,11 +1,12 @@
 """Algebra on the term axis: norms, masks, scaling, sums and maxima.
 
-Every function takes leaves ``[K, *p]``, accumulates in at least float32, and
-never reshapes a leaf that may be sharded, so that it stays where it is.
+Every function takes leaves ``[K, *p]``, accumulates in at least float32, and never
+reshapes a leaf that may be sharded, since that would move its data between devices.
 """
 
 from collections.abc import Callable
 from functools import reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,23 +18,31 @@ from multiterm_optax._typing import Leaf, Mixing, Norms, TermLeaf, Weights
 
 
 def accumulator_dtype(*leaves: jax.typing.ArrayLike) -> jnp.dtype:
-    """At least float32, float64 where a leaf is."""
+    """Float32, or float64 if a leaf has it."""
     return jnp.result_type(jnp.float32, *(jnp.result_type(leaf) for leaf in leaves))
 
 
-def zeros_per_term(param: jax.typing.ArrayLike, num_terms: int, dtype) -> TermLeaf:
-    """Zeros [K, *p] that keep the parameter's sharding on the axes of ``*p``."""
+def zeros_per_term(
+    param: jax.typing.ArrayLike, num_terms: int, dtype: Any = None
+) -> TermLeaf:
+    """Zeros [K, *p] that keep the parameter's sharding on the axes of ``*p``.
+
+    ``dtype`` None: that of the accumulator.
+    """
     zeros = zeros_like(param, dtype)
     return jnp.broadcast_to(zeros, (num_terms, *zeros.shape))
 
 
-def zeros_like(param: jax.typing.ArrayLike, dtype) -> Leaf:
-    """Zeros [*p] that keep the parameter's sharding, inside a jit too."""
-    zeros = jnp.zeros_like(param, dtype=dtype)
+def zeros_like(param: jax.typing.ArrayLike, dtype: Any = None) -> Leaf:
+    """Zeros [*p] that keep the parameter's sharding, inside a jit too.
+
+    ``dtype`` None: that of the accumulator.
+    """
+    zeros = jnp.zeros_like(param, dtype=dtype or accumulator_dtype(param))
     if not isinstance(param, Tracer):
         return zeros
-    # Constants know of no mesh, and a compiled init would leave them on one device.
-    # This use of the parameter tells XLA where they belong; it drops it afterwards.
+    # Constants carry no mesh, and a compiled init would leave them on one device. This
+    # use of the parameter tells XLA where they belong, and is then optimised away.
     return jnp.where(jnp.isnan(param), zeros, zeros)
 
 
@@ -47,7 +56,7 @@ def squared_norms(leaf: TermLeaf) -> Norms:
 
 
 def only_present(present: Bool[Array, " K"] | None, leaf: TermLeaf) -> TermLeaf:
-    """Zeros in place of absent terms, whatever they hold; all are there for None."""
+    """Zeros in place of absent terms, whatever they hold; None: all are present."""
     if present is None:
         return leaf
     return jnp.where(_each(present, leaf), leaf, jnp.zeros([], leaf.dtype))
@@ -65,9 +74,9 @@ def keep_absent(
 
 
 def _each(present: Bool[Array, " K"], leaf: TermLeaf) -> Bool[Array, "K ..."]:
-    # On explicit axes a condition must lie as what it chooses from.
-    there = present.reshape(-1, *(1,) * (leaf.ndim - 1))
-    return there & jnp.ones_like(leaf, dtype=bool)
+    # On explicit mesh axes a condition must be sharded like what it selects from.
+    mask = present.reshape(-1, *(1,) * (leaf.ndim - 1))
+    return mask & jnp.ones_like(leaf, dtype=bool)
 
 
 def mix(weights: Weights | Mixing, leaf: TermLeaf) -> TermLeaf:
@@ -86,6 +95,12 @@ def scale(factors: Float[Array, " K"], leaf: TermLeaf) -> TermLeaf:
     wide = factors.astype(accumulator_dtype(leaf, factors))
     scaled = wide.reshape(-1, *(1,) * (leaf.ndim - 1)) * leaf
     return scaled.astype(leaf.dtype)
+
+
+def quotient(numerator: Array, denominator: Array) -> Array:
+    """The ratio, or 0 where the denominator is 0."""
+    nonzero = denominator != 0
+    return jnp.where(nonzero, numerator / jnp.where(nonzero, denominator, 1), 0)
 
 
 def sum_terms(leaf: TermLeaf) -> Leaf:
@@ -111,8 +126,8 @@ def _over_terms(
     *leaves: Shaped[Array, "K ..."],
 ) -> Array:
     # XLA:CPU reduces a leading axis 10 to 15 times slower than it adds slices, and
-    # writes out what it has to slice: slices come first, f after. Accelerators are the
-    # other way round.
+    # writes out what it has to slice, so that slices come first and f after. On
+    # accelerators a reduction is faster.
     if leaves[0].shape[0] == 1:
         return f(*(leaf[0] for leaf in leaves))
     if any(map(_shardings.over_devices, leaves)):
@@ -133,7 +148,7 @@ def _combine_slices(
     if num_terms <= 16:
         parts = [f(*(leaf[i] for leaf in leaves)) for i in range(num_terms)]
         return reduce(combine, parts)
-    # Halving keeps the program, and so its compile time, short for many terms.
+    # Halving keeps the program short, and so its compile time, for many terms.
     half = num_terms // 2
     low, high = ([leaf[s] for leaf in leaves] for s in (slice(half), slice(half, None)))
     if num_terms % 2:
@@ -145,7 +160,7 @@ def _combine_slices(
 
 
 def weighted_sum(weights: Weights | Mixing, leaf: TermLeaf) -> Leaf:
-    """The sum over the terms after :func:`mix`, without the mixed terms."""
+    """The sum of the terms after :func:`mix`, without making the mixed terms."""
     total = weights if weights.ndim == 1 else jnp.sum(weights, axis=0)
     wide = leaf.astype(accumulator_dtype(leaf, total))
     if _shardings.over_devices(leaf):

@@ -1,14 +1,14 @@
-"""Shapes by name: the vocabulary of every signature below this floor.
+"""Names for the shapes in the signatures of all other modules.
 
 ``K`` is the number of terms; ``*p`` the shape of one parameter leaf. The
-annotations document; they are enforced at run time in the tests only.
+annotations are documentation; only the tests enforce them at run time.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Float, Shaped
 
 Losses = Float[Array, " K"]
 Weights = Float[Array, " K"]
@@ -18,9 +18,6 @@ Norms = Float[Array, " K"]
 TermLeaf = Shaped[Array, "K *p"]
 Leaf = Shaped[Array, "*p"]
 
-# Every leaf [K, *p], p varying from leaf to leaf; None leaves are empty subtrees.
-TermGrads = PyTree[Shaped[Array, "K ..."]]
-
 LossesFn = Callable[..., Any]
-# A hyperparameter: a number, perhaps traced.
+# A hyperparameter is a number and may be traced.
 Scalar = int | float | jax.Array

@@ -1,6 +1,8 @@
-"""What the messages about bad input have in common: what was found, in words."""
+"""What error messages have in common, such as a short account of what was found."""
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,8 +18,24 @@ MISSING = (
 AGGREGATOR = "An aggregator, sum_terms() or scale_by_max_adam(num_terms),"
 
 
+@contextlib.contextmanager
+def speaking_as(name: str, *parts: str) -> Iterator[None]:
+    """Lets errors of the ``parts`` that ``name`` is made of name it instead.
+
+    Whoever called ``name`` need not know its parts.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        message = str(error.args[0]) if error.args else ""
+        part, colon, rest = message.partition(": ")
+        if colon and part in parts:
+            error.args = (f"{name}: {rest}", *error.args[1:])
+        raise
+
+
 def describe(value: Any) -> str:
-    """A value in a few words: a repr may run over pages."""
+    """A short description of a value, whose repr may run over pages."""
     if hasattr(value, "reads_gramian"):
         return "a Weighting"
     if hasattr(value, "init") and hasattr(value, "update"):
@@ -30,14 +48,14 @@ def describe(value: Any) -> str:
     found = f"the function {value.__qualname__}"
     if "<" in value.__qualname__:
         return found
-    # The likely slip: a factory that was not called.
+    # Most likely a factory that was not called.
     parameters = inspect.signature(value).parameters.values()
     required = any(one.default is one.empty for one in parameters)
     return f"{found} (did you mean {value.__name__}({'...' if required else ''})?)"
 
 
 def difference(found: Any, expected: Any) -> str:
-    """Where two trees part: structures as a whole run over pages."""
+    """Where two trees differ; their full structures may run over pages."""
     one, other = (
         {keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (found, expected)

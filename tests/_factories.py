@@ -1,7 +1,7 @@
 """Finds every exported factory and builds it from its signature alone.
 
 A new method is covered by the shared contract as soon as its stage exports it. Only a
-required argument under a name not seen before asks for a line, in ``ARGUMENTS``.
+required argument under a name not seen before asks for a line, in tests/_arguments.py.
 """
 
 import importlib
@@ -10,11 +10,10 @@ import pkgutil
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import optax
 
 import multiterm_optax
+from tests import _arguments
 
 TERMS = 3
 
@@ -27,46 +26,6 @@ TRANSFORMATIONS = {
     "optimizers": False,
 }
 OTHER_STAGES = {"gradients", "weightings", "metrics"}
-
-
-def _weighting():
-    return importlib.import_module("multiterm_optax.weightings").equal()
-
-
-def _whole():
-    """An optimizer from any number of terms to one update."""
-    return optax.chain(*_stages())
-
-
-def _stages():
-    sum_terms = importlib.import_module("multiterm_optax.aggregators").sum_terms
-    return sum_terms(), optax.adam(0.1, eps=1e-3)
-
-
-# How to fill a required argument: by its name, or by "stage.name" or "factory.name"
-# where the name means something else there. Values that need building are callables
-# without arguments.
-ARGUMENTS = {
-    "num_terms": lambda: TERMS,
-    "learning_rate": lambda: 0.1,
-    # Optax's Adam divides by zero in float16 with its default eps, which rounds to 0.
-    "inner": lambda: optax.adam(0.1, eps=1e-3),
-    "transforms.inner": lambda: optax.scale_by_adam(eps=1e-3),
-    # These stand around a whole optimizer, ``weighted`` around an ordinary one.
-    "multi_steps.inner": _whole,
-    "apply_if_finite.inner": _whole,
-    "masked.inner": _whole,
-    "every_k_schedule": lambda: 2,
-    "max_consecutive_errors": lambda: 2,
-    "mask": lambda: lambda params: jax.tree.map(lambda p: p.ndim > 0, params),
-    "weighting": _weighting,
-    "key": lambda: jax.random.key(0),
-    "steps_per_epoch": lambda: 2,
-}
-
-
-# The same for ``*args``, by the name of the factory.
-POSITIONAL = {"chain": _stages}
 
 
 @dataclass(frozen=True)
@@ -86,28 +45,13 @@ class Factory:
 
     def required(self):
         """Its required arguments, filled in."""
-        filled = {}
-        for name, parameter in inspect.signature(self.function).parameters.items():
-            if parameter.default is not parameter.empty or parameter.kind in (
-                parameter.VAR_POSITIONAL,
-                parameter.VAR_KEYWORD,
-            ):
-                continue
-            for key in (f"{self.name}.{name}", f"{self.stage}.{name}", name):
-                if key in ARGUMENTS:
-                    filled[name] = ARGUMENTS[key]()
-                    break
-            else:
-                raise AssertionError(
-                    f"{self.stage}.{self.name} requires {name!r}, which the contract "
-                    "cannot guess: say in ARGUMENTS how to fill it"
-                )
-        return filled
+        found = _arguments.required(self.function, self.name, self.stage)
+        return {k: _arguments.fill(v, range(TERMS)) for k, v in found.items()}
 
     def build(self, **options):
         """Builds it; options the factory does not take are left out."""
         taken = {k: v for k, v in options.items() if self.takes(k)}
-        stages = POSITIONAL.get(self.name, tuple)()
+        stages = _arguments.POSITIONAL.get(self.name, tuple)()
         return self.function(*stages, **{**self.required(), **taken})
 
 

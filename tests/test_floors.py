@@ -15,14 +15,18 @@ MODULES = sorted(ROOT.rglob("*.py"))
 # A module imports from lower floors only.
 FLOORS = {
     "_typing": 0.0,
+    "_version": 0.0,
     "_words": 0.0,
     "_checks": 0.25,
     "_shardings": 0.25,
     "_groups": 0.5,
     "_nnqp": 0.5,
+    "_bracketing": 0.5,
     "_terms": 0.5,
     "_products": 0.6,
+    "_stages": 0.7,
     "_weighting": 0.75,
+    "_reweighting": 0.8,
     "gradients": 1,
     "weightings": 1,
     "transforms": 2,

@@ -6,6 +6,7 @@ takes an inner optimizer. Weightings find their weights first and go backward on
 them (``value_and_weighted_grad``), the others take per-term gradients.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -134,3 +135,21 @@ METHODS: dict[str, Method] = {
     "dwa": weights_first(lambda s: mt.dwa(steps_per_epoch=s.epoch)),
     "lbtw": weights_first(lambda s: mt.lbtw()),
 }
+
+
+def _others() -> dict[str, Callable[[], mt.Weighting]]:
+    """Every weighting that needs no arguments and has no line above."""
+    found = {}
+    for name, factory in vars(mt).items():
+        if not inspect.isfunction(factory) or name in METHODS or name == "equal":
+            continue
+        signature = inspect.signature(factory)
+        optional = all(
+            one.default is not one.empty for one in signature.parameters.values()
+        )
+        if optional and signature.return_annotation is mt.Weighting:
+            found[name] = factory
+    return found
+
+
+METHODS |= {name: weights_first(lambda s, f=f: f()) for name, f in _others().items()}

@@ -97,7 +97,7 @@ def adatask(fast: bool, scale: float = 1.0, name: str = "Regressions") -> Proble
     source = borrowed("adatask_synthetic")
     sizes = (100, 50, 50) if fast else (4000, 500, 1000)
 
-    def make_data(seed):
+    def make_data(seed: int) -> dict[str, Any]:
         x, y = source.make_data(seed, sum(sizes), scale)
         ends = np.cumsum(sizes)[:2]
         parts = zip(np.split(x, ends), np.split(y, ends), strict=True)

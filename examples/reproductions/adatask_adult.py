@@ -106,7 +106,8 @@ def train(method, epochs, train_set, others, seed, rate, weights=None):
             losses, grads = mt.value_and_term_grads(losses_fn)(params, batch)
             updates, state = tx.update(grads, state, params, losses=losses)
         else:
-            grads = jax.grad(lambda p: jnp.dot(losses_fn(p, batch), weights))(params)
+            fixed = jnp.asarray(weights)
+            grads = jax.grad(lambda p: jnp.dot(losses_fn(p, batch), fixed))(params)
             updates, state = tx.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), None
 

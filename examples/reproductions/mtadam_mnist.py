@@ -22,7 +22,7 @@ It also draws the weights from [0, 1000], but 1 for class 0, and makes ten runs.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ def inverse_norm(decay):
     return mt.Weighting(lambda num_terms: Norms(jnp.zeros(num_terms)), update)
 
 
-def variant(first, rate, reduction="max"):
+def variant(first, rate, reduction: Literal["max", "mean", "own"] = "max"):
     return mt.chain(
         *first,
         mt.scale_by_max_adam(K, reduction=reduction),

@@ -71,7 +71,7 @@ def barzilai_borwein(start, low, high):
         zeros = jnp.zeros_like(params)
         return BarzilaiBorweinState(zeros, zeros, jnp.array(True))
 
-    def update(updates, state, params):
+    def update(updates, state, params: Any = None):
         moved, turned = params - state.params, updates - state.updates
         curvature = moved @ turned
         safe = jnp.where(curvature == 0, 1, curvature)

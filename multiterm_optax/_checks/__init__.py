@@ -1,4 +1,4 @@
-"""Bad input is refused at trace time, in words that name the argument.
+"""Refuses bad input at trace time, with messages that name the argument.
 
 Each check says what was expected and what was found. Values that are traced
 (schedules, ``optax.inject_hyperparams``) cannot be judged and pass.
@@ -22,9 +22,9 @@ from multiterm_optax._checks._states import state as state
 from multiterm_optax._checks._states import state_by_term as state_by_term
 from multiterm_optax._checks._states import state_keeps_shapes as state_keeps_shapes
 from multiterm_optax._checks._updates import floating as floating
+from multiterm_optax._checks._updates import losses as losses
 from multiterm_optax._checks._updates import present as present
 from multiterm_optax._checks._updates import present_in as present_in
-from multiterm_optax._checks._updates import real as real
 from multiterm_optax._checks._updates import shapes_kept as shapes_kept
 from multiterm_optax._checks._updates import term_axis as term_axis
 from multiterm_optax._checks._updates import term_axis_removed as term_axis_removed

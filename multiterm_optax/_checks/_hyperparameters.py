@@ -1,4 +1,4 @@
-"""What a factory is given: numbers, choices, functions, transformations."""
+"""What a factory is given: numbers, choices, functions and transformations."""
 
 import operator
 from typing import Any
@@ -57,9 +57,9 @@ def in_range(
     open_high: bool = False,
     array: bool = False,
 ) -> None:
-    """Refuses what is no number, or concrete and outside an interval; tracers pass.
+    """Refuses what is not a number, or is known to lie outside an interval.
 
-    ``array`` allows for several numbers.
+    Tracers pass. ``array`` allows several numbers.
     """
     interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
     try:  # NumPy reads None as an object, and digits in quotes as text
@@ -94,7 +94,7 @@ def non_negative(value: Any, argument: str, name: str, *, array: bool = False) -
 
 def one_of(value: Any, argument: str, name: str, choices: tuple[Any, ...]) -> None:
     """Refuses a value that is none of the documented choices."""
-    # An array has no one answer to ``in``.
+    # For an array ``in`` has no single answer.
     if isinstance(value, jax.Array | np.ndarray) or value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(
@@ -103,37 +103,39 @@ def one_of(value: Any, argument: str, name: str, choices: tuple[Any, ...]) -> No
         )
 
 
-def vector(value: Any, argument: str, name: str, count: int) -> jax.Array:
+def vector(value: Any, argument: str, name: str, num_terms: int) -> jax.Array:
     """Returns ``value`` as an array [K] of non-negative numbers."""
     try:
         array = jnp.asarray(value, dtype=jnp.result_type(float))
     except (TypeError, ValueError):
         raise TypeError(
-            f"{name}: {argument} must be {count} numbers, one for each term, found "
+            f"{name}: {argument} must be {num_terms} numbers, one for each term, found "
             f"{_words.describe(value)}."
         ) from None
-    if array.shape != (count,):
+    if array.shape != (num_terms,):
         raise ValueError(
-            f"{name}: {argument} must have shape ({count},), one value for each of "
-            f"num_terms={count} terms, found shape {array.shape}."
+            f"{name}: {argument} must have shape ({num_terms},), one value for each of "
+            f"num_terms={num_terms} terms, found shape {array.shape}."
         )
     traced = any(isinstance(one, Tracer) for one in jax.tree.leaves(value))
     non_negative(array if traced else value, argument, name, array=True)
     return array
 
 
-def term_index(value: Any, argument: str, name: str, count: int) -> int:
-    """Returns ``value`` as the static index of a term."""
+def term_index(
+    value: Any, argument: str, name: str, num_terms: int | None = None
+) -> int:
+    """Returns ``value`` as the static index of a term, in range if K is known."""
     index = as_int(value)
     if index is None:
         raise TypeError(
             f"{name}: {argument} must be None or the index of a term, found "
             f"{_words.describe(value)}."
         )
-    if not 0 <= index < count:
+    if num_terms is not None and not 0 <= index < num_terms:
         raise ValueError(
-            f"{name}: {argument} must be in [0, {count - 1}] for num_terms={count}, "
-            f"found {index}."
+            f"{name}: {argument} must be in [0, {num_terms - 1}] for "
+            f"num_terms={num_terms}, found {index}."
         )
     return index
 
@@ -164,7 +166,8 @@ def function(value: Any, argument: str, name: str) -> None:
 
 def transformation(value: Any, argument: str, name: str) -> None:
     """Refuses what is not an Optax transformation."""
-    weighting = hasattr(value, "reads_gramian")  # which has init and update, too
+    # A weighting has init and update, too.
+    weighting = hasattr(value, "reads_gramian")
     if weighting or not (hasattr(value, "init") and hasattr(value, "update")):
         hint = " A transformation with its weights is reweight(weighting, num_terms)."
         raise TypeError(
@@ -191,7 +194,7 @@ def prng_key(value: Any, argument: str, name: str) -> tuple[jax.Array, Any]:
 def for_each_leaf(
     given: Any, tree: Any, argument: str, name: str, *, holds: str, like: str
 ) -> Any:
-    """Returns ``given``, a tree like ``tree`` or a prefix of it, in full."""
+    """Returns ``given``, a tree like ``tree`` or a prefix of it, with every leaf."""
     try:
         return jax.tree.broadcast(given, tree)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""A state, against the one that its transformation would make."""
+"""Compares a state with the one that its transformation would make."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,9 +20,9 @@ def state(
 ) -> None:
     """Refuses a state that ``init`` would not make for the parameters of ``updates``.
 
-    Another optimizer's, or one of a checkpoint with another number of terms, would
-    else be broadcast without a word. The field ``inner``, which holds the state of an
-    inner transformation, is not looked at.
+    The state of another optimizer, or one from a checkpoint with another number of
+    terms, would otherwise be broadcast silently. The field ``inner``, which holds the
+    state of an inner transformation, is not checked.
     """
     expected = jax.eval_shape(
         init,
@@ -54,22 +54,22 @@ def state(
             )
 
 
-def state_by_term(found: Any, name: str, count: int) -> None:
+def state_by_term(found: Any, name: str, num_terms: int) -> None:
     """Refuses a state whose leaves are not [K, ...]."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(found):
-        if jnp.shape(leaf)[:1] != (count,):
+        if jnp.shape(leaf)[:1] != (num_terms,):
             raise ValueError(
                 f"{name}: state{keystr(path)} must have the term axis first, as init "
-                f"made it for num_terms={count}, found shape {jnp.shape(leaf)}: it was "
-                "made for another number of terms or by another transformation."
+                f"made it for num_terms={num_terms}, found shape {jnp.shape(leaf)}: it "
+                "was made for another number of terms or by another transformation."
             )
 
 
 def state_keeps_shapes(old: Any, new: Any, who: str) -> None:
     """Refuses an ordinary transformation that got updates with the term axis.
 
-    A state made for [*p] that became [K, *p] is what betrays it: elementwise
-    arithmetic broadcasts without a word.
+    Such a state grows from [*p] to [K, *p], because elementwise arithmetic broadcasts
+    silently.
     """
     found = dict(jax.tree_util.tree_leaves_with_path(new))
     for path, leaf in jax.tree_util.tree_leaves_with_path(old):

@@ -1,4 +1,4 @@
-"""What comes with a step: updates, losses, the mask of the terms that are there."""
+"""What comes with a step: updates, losses, and the mask of the present terms."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def _kind_of(value: Any) -> Any:
 
 
 def real(value: Any, argument: str, name: str) -> None:
-    """Refuses what is not real numbers: complex ones, booleans, text."""
+    """Refuses what is not a real number: complex numbers, booleans, text."""
     kind = _kind_of(value)
     if kind is None or not (
         jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)
@@ -38,36 +38,72 @@ def floating(value: Any, argument: str, name: str, why: str = "") -> None:
         )
 
 
-def present(value: Any, name: str, count: int) -> jax.Array | None:
-    """Returns the mask of the terms that are there in this step, or None for all."""
+def present(value: Any, name: str, num_terms: int) -> jax.Array | None:
+    """Returns the mask of the terms present in this step, or None for all."""
     if value is None:
         return None
     try:
         mask = jnp.asarray(value)
     except (TypeError, ValueError):
         raise TypeError(
-            f"{name}: present must be an array of {count} booleans, in the order of "
-            f"the terms, found {_words.describe(value)}."
+            f"{name}: present must be an array of {num_terms} booleans, in the order "
+            f"of the terms, found {_words.describe(value)}."
         ) from None
-    if mask.dtype != jnp.bool_ or mask.shape != (count,):
+    if mask.dtype != jnp.bool_ or mask.shape != (num_terms,):
         raise ValueError(
-            f"{name}: present must be an array of booleans of shape ({count},), True "
-            f"where a term is there, found dtype {mask.dtype} and shape {mask.shape}."
+            f"{name}: present must be an array of booleans of shape ({num_terms},), "
+            f"True where a term is present, found dtype {mask.dtype} and shape "
+            f"{mask.shape}."
         )
     return mask
 
 
+def losses(
+    value: Any, name: str, num_terms: int, *, needed: bool = False
+) -> jax.Array | None:
+    """Returns the losses as an array [K], in the order of their leaves, or None."""
+    if value is None:
+        if needed:
+            raise ValueError(
+                f"{name}: this weighting reads the losses; pass the extra argument "
+                "losses, as in tx.update(grads, state, params, losses=losses), found "
+                "none."
+            )
+        return None
+    leaves = jax.tree_util.tree_leaves_with_path(value)
+    for path, leaf in leaves:
+        real(leaf, f"losses{keystr(path)}", name)
+    is_vector = len(leaves) == 1 and jnp.ndim(leaves[0][1]) == 1
+    if not is_vector:
+        for path, leaf in leaves:
+            if jnp.ndim(leaf) != 0:
+                raise ValueError(
+                    f"{name}: losses must be an array [K] or a pytree of K scalars; "
+                    f"losses{keystr(path)} has shape {jnp.shape(leaf)}."
+                )
+    found = jnp.shape(leaves[0][1])[0] if is_vector else len(leaves)
+    if found != num_terms:
+        raise ValueError(
+            f"{name}: losses must hold num_terms={num_terms} values, found {found}."
+        )
+    parts = [jnp.asarray(leaf) for _, leaf in leaves]
+    vector = parts[0] if is_vector else jnp.stack(parts)
+    return vector.astype(jnp.result_type(vector, jnp.float32))
+
+
 def present_in(value: Any, updates: Any, name: str) -> jax.Array | None:
-    """As :func:`present`, with the K of updates that :func:`term_axis` let pass."""
+    """As :func:`present`, with K from updates that :func:`term_axis` has accepted."""
     leaves = jax.tree.leaves(updates)
     return present(value, name, jnp.shape(leaves[0])[0]) if leaves else None
 
 
-def term_axis(updates: Any, params: Any, name: str, count: int | None = None) -> None:
+def term_axis(
+    updates: Any, params: Any, name: str, num_terms: int | None = None
+) -> None:
     """Refuses updates whose leaves are not [K, *p] of real numbers.
 
-    With ``params`` at hand the whole shape is known; without, only that axis 0
-    has ``count`` entries, or as many in all leaves.
+    With ``params`` the full shape is checked. Without them only axis 0 is: it must have
+    ``num_terms`` entries or, where that is None, equally many in all leaves.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(updates)
     shapes: list[tuple[int, ...] | None] = [None] * len(leaves)
@@ -82,7 +118,9 @@ def term_axis(updates: Any, params: Any, name: str, count: int | None = None) ->
             )
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
     for (path, leaf), shape in zip(leaves, shapes, strict=True):
-        _term_axis_leaf(jnp.shape(leaf), shape, f"updates{keystr(path)}", name, count)
+        _term_axis_leaf(
+            jnp.shape(leaf), shape, f"updates{keystr(path)}", name, num_terms
+        )
         floating(leaf, f"updates{keystr(path)}", name)
         first, number = jnp.shape(leaves[0][1]), jnp.shape(leaf)[0]
         if number != first[0]:
@@ -100,22 +138,22 @@ def _term_axis_leaf(
     parameter: tuple[int, ...] | None,
     leaf: str,
     name: str,
-    count: int | None,
+    num_terms: int | None,
 ) -> None:
-    lead = "num_terms" if count is None else str(count)
+    lead = "num_terms" if num_terms is None else str(num_terms)
     if parameter is None:
         tail, fits = "*parameter shape", len(found) >= 1
     else:
         tail = ", ".join(map(str, parameter))
         fits = len(found) == len(parameter) + 1 and found[1:] == parameter
-    if fits and (count is None or found[0] == count):
+    if fits and (num_terms is None or found[0] == num_terms):
         return
     expected = f"({lead}, {tail})" if tail else f"({lead},)"
     hint = "."
     if found == parameter or (parameter is None and not found):
         hint = f": {_words.MISSING}"
     elif fits:
-        hint = f": num_terms={count}, but the term axis has {found[0]} entries."
+        hint = f": num_terms={num_terms}, but the term axis has {found[0]} entries."
     raise ValueError(
         f"{name}: {leaf} must have the term axis first, shape {expected}, found "
         f"shape {found}{hint}"
@@ -137,7 +175,7 @@ def shapes_kept(stepped: Any, updates: Any, name: str) -> None:
 def _check_inner(
     stepped: Any, updates: Any, name: str, task: str, removed: int, hint: str
 ) -> None:
-    """Refuses what does not have the updates' shapes less some of their first axes."""
+    """Refuses shapes other than those of the updates less ``removed`` first axes."""
     if jax.tree.structure(stepped) != jax.tree.structure(updates):
         raise ValueError(
             f"{name}: inner must keep the tree structure of the updates, "

@@ -1,8 +1,8 @@
 """K -> 1: stages that remove the term axis.
 
 A stage of this floor is an Optax transformation that takes updates whose every
-leaf is ``[K, *p]`` and returns leaves ``[*p]``. Exactly one stands in an
-``optax.chain``; any ordinary Optax transformation may follow it.
+leaf is ``[K, *p]`` and returns leaves ``[*p]``. A chain has exactly one, and any
+ordinary Optax transformation may follow it.
 """
 
 from multiterm_optax.aggregators._grad_drop import GradDropState as GradDropState

@@ -1,7 +1,6 @@
-"""GradDrop: in each element the terms' gradients of one sign, drawn by consistency."""
+"""GradDrop: keeps gradients of one sign in each element, drawn by their consistency."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from multiterm_optax import _checks, _terms
+from multiterm_optax import _checks, _stages, _terms
+from multiterm_optax._stages import Step
 from multiterm_optax._typing import Leaf, TermLeaf
 
 
@@ -31,7 +31,7 @@ def grad_drop(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Sums the gradients of one sign, element by element, picked at random.
 
-    With the positive sign purity of an element and a uniform draw :math:`U`,
+    With the positive sign purity P of an element and one uniform draw :math:`U`,
 
     .. math::
 
@@ -40,38 +40,25 @@ def grad_drop(
       \end{cases}, \\
       u &= \sum_i \bigl(\ell_i + (1 - \ell_i) M_i\bigr) g_i .
 
-    The draw is shared by the terms. In expectation, with :math:`f` the identity, an
-    element where the signs agree passes whole and one where the terms cancel is zero;
-    where nothing was there to be divided, :math:`P = 1/2` and :math:`u = 0`.
-
-    The paper and the authors' code put this at a layer's activations, times the sign
-    of the activation and summed over the batch; here it acts on the gradients of the
-    parameters, as it must in an optimizer.
-
-    Each step draws ``key, draw = split(key)``, and leaf number l, in the order of
-    ``jax.tree.leaves``, ``uniform(fold_in(draw, l))`` in its accumulator's dtype.
-
     Args:
       key: A random key, typed (``jax.random.key``) or raw (``jax.random.PRNGKey``).
       leak: :math:`\ell`, the share of each term that passes whatever the draw, in
-        [0, 1]: a number or an array [K]. The paper's experiments use 0, and 1 for a
-        term to be transferred to.
-      purity_fn: :math:`f`, an increasing function of [0, 1] to itself; ``None``: the
-        identity.
+        [0, 1]: a number or an array [K].
+      purity_fn: :math:`f`, increasing, [0, 1] to itself. ``None``: the identity.
 
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates [\*p] of the
       same dtypes. State: the key. ``update`` takes the extra argument ``present``, K
-      booleans: terms that are absent take no part; what is drawn does not depend on it.
+      booleans: absent terms take no part; the draws do not depend on it.
 
     Raises:
       TypeError: ``key`` is not one random key.
-      ValueError: ``leak`` is out of range or has not K values, or an update has not
-        the term axis first.
+      ValueError: ``leak`` is out of range or does not hold K values, or an update
+        lacks the leading term axis.
 
     Source:
       Chen et al., "Just Pick a Sign: Optimizing Deep Multitask Models with Gradient
-      Sign Dropout", NeurIPS 2020, Eq. 1 and 2, Alg. 1.
+      Sign Dropout", NeurIPS 2020, Eq. 1 and 2, Alg. 1, there for activations.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -103,7 +90,7 @@ def grad_drop(
         wide = update.astype(_terms.accumulator_dtype(update))
         size = _terms.sum_terms(jnp.abs(wide))
         positive = _terms.sum_terms(jnp.maximum(wide, 0))
-        # The same number as in the formula; exactly 1 where no term is negative.
+        # Equals P in the docstring, and is exactly 1 where no term is negative.
         purity = jnp.where(size > 0, positive / jnp.where(size > 0, size, 1), 0.5)
         if purity_fn is not None:
             purity = purity_fn(purity)
@@ -119,24 +106,14 @@ def grad_drop(
         )
 
     def update_fn(
-        updates: optax.Updates,
-        state: GradDropState,
-        params: optax.Params | None = None,
-        *,
-        present: Any = None,
-        **extra_args: Any,
+        step: Step, state: GradDropState
     ) -> tuple[optax.Updates, GradDropState]:
-        del extra_args
-        _checks.term_axis(updates, params, name)
-        _checks.state(state, init_fn, updates, name)
-        present = _checks.present_in(present, updates, name)
-        updates = jax.tree.map(partial(_terms.only_present, present), updates)
         later, draw = jax.random.split(jax.random.wrap_key_data(state.key, impl=impl))
-        leaves, structure = jax.tree.flatten(updates)
+        leaves, structure = jax.tree.flatten(step.updates)
         picked = [
             one_leaf(leaf, leaks(len(leaf)), jax.random.fold_in(draw, i))
             for i, leaf in enumerate(leaves)
         ]
         return structure.unflatten(picked), GradDropState(jax.random.key_data(later))
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return _stages.stage(name, None, init_fn, update_fn)

@@ -1,3 +1,4 @@
+# Longer than most: three reductions and AMSGrad, all with terms that may be absent.
 """MTAdam's second half: Adam whose step obeys the least certain term."""
 
 from functools import partial
@@ -9,7 +10,8 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from multiterm_optax import _checks, _terms
+from multiterm_optax import _checks, _stages, _terms
+from multiterm_optax._stages import Step
 from multiterm_optax._typing import Leaf, Scalar, TermLeaf
 
 
@@ -25,7 +27,7 @@ class ScaleByMaxAdamState(NamedTuple):
       nu_max: With ``amsgrad`` the largest reduced second moment so far, else None.
     """
 
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     term_counts: jax.Array
     mu: optax.Updates
     nu: optax.Updates
@@ -49,9 +51,8 @@ def scale_by_max_adam(
 
     .. math:: u = \sum_i \frac{\hat m_i}{\sqrt{\max_j \hat v_j} + \epsilon} .
 
-    :math:`\sum_i \hat m_i` is the bias-corrected moving average of
-    :math:`\sum_i g_i`, so that one first moment serves all terms: K + 1 buffers of
-    the parameters' size, not 2K, exactly. K equal terms step K times as far as one.
+    One first moment serves all terms exactly: K + 1 copies of the parameters, not 2K.
+    K equal terms step K times as far as one.
 
     Args:
       num_terms: K, the number of terms.
@@ -59,32 +60,26 @@ def scale_by_max_adam(
       b2: Decay rate of the second moments, in [0, 1).
       eps: Added outside the square root.
       eps_root: Added inside the square root.
-      reduction: ``"max"``: as above. ``"mean"``: the mean of the :math:`\hat v_j`
-        of the terms seen so far (the paper's ablation v). ``"own"``: each term by its
-        own :math:`\hat v_i` (ablation iv, AdaTask's Adam), which needs 2K buffers.
-      amsgrad: Keep the largest reduced :math:`\hat v` seen, as
-        :func:`optax.scale_by_amsgrad` does.
+      reduction: ``"max"``: as above. ``"mean"``: the mean of the :math:`\hat v_j` of
+        the terms seen so far. ``"own"``: each term by its own :math:`\hat v_i`, which
+        is AdaTask's Adam and needs 2K copies.
+      amsgrad: Keep the largest reduced :math:`\hat v`; :func:`optax.scale_by_amsgrad`.
       mu_dtype: Dtype of the first moment; ``None``: the parameter's.
-
-    A term that is absent keeps its second moment, corrected by the number of steps in
-    which it was present. The first moment belongs to all terms: an absent one adds
-    nothing, and what it gave before fades as ever. As long as it lasts it must be
-    divided by the second moment it came with, so that an absent term stays in the
-    maximum (and in the mean) once it has been seen. With ``"own"`` an absent term's
-    moments stay and it takes no step. With all terms absent the momentum alone moves.
 
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates [\*p] of the
       same dtypes. With K = 1 it is :func:`optax.scale_by_adam`. ``update`` takes the
-      extra argument ``present``, K booleans.
+      extra argument ``present``, K booleans: an absent term adds nothing to the first
+      moment and keeps its second one, which stays in the maximum (and in the mean).
+      With ``"own"`` it keeps both and takes no step.
 
     Raises:
-      ValueError: A hyperparameter is out of range, or an update has not the term axis
-        first.
+      ValueError: A hyperparameter is out of range, or an update lacks the leading term
+        axis.
 
     Source:
       Malkiel and Wolf, "MTAdam: Automatic Balancing of Multiple Training Loss
-      Terms", Alg. 1, lines 9 to 15; ablations of its Table 5.
+      Terms", Alg. 1, lines 9 to 15; ``"mean"`` and ``"own"`` are ablations v and iv.
 
     Example:
       >>> import jax.numpy as jnp
@@ -108,45 +103,33 @@ def scale_by_max_adam(
     own = reduction == "own"
 
     def init_fn(params: optax.Params) -> ScaleByMaxAdamState:
-        def zeros(param: Any, dtype: Any, per_term: bool) -> jax.Array:
+        def zeros(param: Any, per_term: bool, dtype: Any = None) -> jax.Array:
             if per_term:
                 return _terms.zeros_per_term(param, num_terms, dtype)
             return _terms.zeros_like(param, dtype)
-
-        def wide(param: Any, per_term: bool) -> jax.Array:
-            return zeros(param, _terms.accumulator_dtype(param), per_term)
 
         return ScaleByMaxAdamState(
             count=jnp.zeros([], jnp.int32),
             term_counts=jnp.zeros([num_terms], jnp.int32),
             mu=jax.tree.map(
-                lambda p: zeros(p, mu_dtype or jnp.result_type(p), own), params
+                lambda p: zeros(p, own, mu_dtype or jnp.result_type(p)), params
             ),
-            nu=jax.tree.map(lambda p: wide(p, True), params),
-            nu_max=jax.tree.map(lambda p: wide(p, own), params) if amsgrad else None,
+            nu=jax.tree.map(lambda p: zeros(p, True), params),
+            nu_max=jax.tree.map(lambda p: zeros(p, own), params) if amsgrad else None,
         )
 
     def update_fn(
-        updates: optax.Updates,
-        state: ScaleByMaxAdamState,
-        params: optax.Params | None = None,
-        *,
-        present: Any = None,
-        **extra_args: Any,
+        step: Step, state: ScaleByMaxAdamState
     ) -> tuple[optax.Updates, ScaleByMaxAdamState]:
-        del extra_args
-        _checks.term_axis(updates, params, name, num_terms)
-        _checks.state(state, init_fn, updates, name)
-        present = _checks.present(present, name, num_terms)
-        updates = jax.tree.map(partial(_terms.only_present, present), updates)
-        keep_absent = partial(_terms.keep_absent, present)
-        count = optax.safe_increment(state.count)
+        updates = step.updates
+        keep_absent = partial(_terms.keep_absent, step.present)
+        step_count = jnp.asarray(optax.safe_increment(state.count))
         term_counts = keep_absent(
-            optax.safe_increment(state.term_counts), state.term_counts
+            jnp.asarray(optax.safe_increment(state.term_counts)), state.term_counts
         )
-        # The moments of a term not seen yet are zero, whatever they are divided by.
+        # The moments of a term not seen yet are zero, whatever their divisor.
         own_counts = jnp.maximum(term_counts, 1)
-        correct_mu = 1 / _bias_correction(b1, own_counts if own else count)
+        correct_mu = 1 / _bias_correction(b1, own_counts if own else step_count)
         correct_nu = 1 / _bias_correction(b2, own_counts)
 
         def first_moment(update: TermLeaf, mu: jax.Array) -> jax.Array:
@@ -169,37 +152,35 @@ def scale_by_max_adam(
                 return _terms.sum_terms(corrected) / seen
             return corrected
 
-        def step(mu: jax.Array, reduced: jax.Array) -> jax.Array:
-            root = jnp.sqrt(reduced + eps_root) + eps
-            # Nothing accumulated and eps = 0: no gradient, no step.
-            return jnp.where(root == 0, 0, mu / jnp.where(root == 0, 1, root))
+        def ratio(mu: jax.Array, reduced: jax.Array) -> jax.Array:
+            return _terms.quotient(mu, jnp.sqrt(reduced + eps_root) + eps)
 
         def total(update: TermLeaf, mu: jax.Array, reduced: jax.Array) -> Leaf:
             if own:
-                mu = _terms.only_present(present, _terms.scale(correct_mu, mu))
-                return _terms.sum_of_terms(step, mu, reduced).astype(update.dtype)
-            return step(mu * correct_mu, reduced).astype(update.dtype)
+                mu = _terms.only_present(step.present, _terms.scale(correct_mu, mu))
+                return _terms.sum_of_terms(ratio, mu, reduced).astype(update.dtype)
+            return ratio(mu * correct_mu, reduced).astype(update.dtype)
 
         mu = jax.tree.map(first_moment, updates, state.mu)
         nu = jax.tree.map(second_moment, updates, state.nu)
         reduced = jax.tree.map(reduce_terms, nu)
         nu_max = None
-        if amsgrad:
+        if state.nu_max is not None:  # amsgrad
             reduced = jax.tree.map(jnp.maximum, state.nu_max, reduced)
             nu_max = optax.tree.cast_like(reduced, state.nu_max)
             if own:
                 nu_max = jax.tree.map(keep_absent, nu_max, state.nu_max)
         stepped = jax.tree.map(total, updates, mu, reduced)
         mu = optax.tree.cast_like(mu, state.mu)
-        return stepped, ScaleByMaxAdamState(count, term_counts, mu, nu, nu_max)
+        return stepped, ScaleByMaxAdamState(step_count, term_counts, mu, nu, nu_max)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return _stages.stage(name, num_terms, init_fn, update_fn)
 
 
-def _bias_correction(decay: Scalar, count: jax.Array) -> jax.Array:
-    # 1 - decay**t loses most of its digits in float32; expm1 of a logarithm taken
-    # in double precision, where the decay is known, keeps them.
-    steps = count.astype(jnp.result_type(float))
+def _bias_correction(decay: Scalar, step_count: jax.Array) -> jax.Array:
+    # 1 - decay**t loses most of its digits in float32. If the decay is known, expm1 of
+    # its logarithm in double precision keeps them.
+    steps = step_count.astype(jnp.result_type(float))
     if isinstance(decay, Tracer):
         return -jnp.expm1(steps * jnp.log(decay))
     with np.errstate(divide="ignore"):

@@ -1,28 +1,26 @@
 """The plainest aggregator."""
 
-from functools import partial
-from typing import Any
-
 import jax
 import optax
 
-from multiterm_optax import _checks, _terms
+from multiterm_optax import _stages, _terms
+from multiterm_optax._stages import Step
 
 
 def sum_terms() -> optax.GradientTransformationExtraArgs:
     r"""Adds up the terms: :math:`u = \sum_i g_i`.
 
-    The sum, not the mean, since the sum of the gradients is the gradient of the
-    summed loss. Accumulates in at least float32.
+    It is the sum, not the mean, because the sum of the gradients is the gradient of the
+    summed loss. It is accumulated in at least float32.
 
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates [\*p] of the
       same dtypes. Stateless. ``update`` takes the extra argument ``present``, K
-      booleans: terms that are absent are left out of the sum.
+      booleans: absent terms are left out of the sum.
 
     Raises:
-      ValueError: An update has no term axis. With ``params`` given to ``update`` the
-        whole shape is checked, without them only that there is an axis.
+      ValueError: An update has no term axis. With ``params`` passed to ``update`` the
+        full shape is checked, otherwise only that the update has an axis.
 
     Example:
       >>> import jax.numpy as jnp
@@ -32,20 +30,12 @@ def sum_terms() -> optax.GradientTransformationExtraArgs:
       >>> updates.tolist()
       [11.0, 22.0]
     """
-    name = "sum_terms"
 
     def update_fn(
-        updates: optax.Updates,
-        state: optax.EmptyState,
-        params: optax.Params | None = None,
-        *,
-        present: Any = None,
-        **extra_args: Any,
+        step: Step, state: optax.EmptyState
     ) -> tuple[optax.Updates, optax.EmptyState]:
-        del extra_args
-        _checks.term_axis(updates, params, name)
-        present = _checks.present_in(present, updates, name)
-        updates = jax.tree.map(partial(_terms.only_present, present), updates)
-        return jax.tree.map(_terms.sum_terms, updates), state
+        return jax.tree.map(_terms.sum_terms, step.updates), state
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
+    return _stages.stage(
+        "sum_terms", None, optax.init_empty_state, update_fn, checks_state=False
+    )

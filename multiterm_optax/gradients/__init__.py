@@ -1,9 +1,9 @@
 """From a function of several losses to losses and per-term gradients.
 
-A stage of this floor takes ``losses_fn(params, *args)`` and returns the losses
-in the structure they came in, and gradients whose every leaf is ``[K, *p]``:
-axis 0 is the term axis, in the order of ``jax.tree.leaves(losses)``. Or the weights
-are found first, and the gradient is that of the weighted sum: ``[*p]``.
+A stage of this floor takes ``losses_fn(params, *args)`` and returns the losses, in
+their own structure, and gradients whose every leaf is ``[K, *p]``. Axis 0 is the term
+axis, in the order of ``jax.tree.leaves(losses)``. Alternatively the weights are found
+first, and the result is the gradient of the weighted sum, ``[*p]``.
 """
 
 from multiterm_optax.gradients._row_grads import (

@@ -1,4 +1,4 @@
-"""What every way of differentiating several losses does first: read its arguments."""
+"""Reads and checks the arguments of all functions that differentiate losses."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ def of_primals(
     has_aux: bool,
     name: str,
 ) -> tuple[Callable[..., tuple[Any, Any]], tuple[Any, ...]]:
-    """Returns ``(losses, aux)`` as a function of what is differentiated, and that."""
+    """Returns ``(losses, aux)`` as a function of the chosen arguments, and them."""
     numbers = argument_numbers(argnums, name)
     primals = tuple(_argument(args, number, name) for number in numbers)
     for number, primal in zip(numbers, primals, strict=True):
@@ -45,7 +45,7 @@ def of_primals(
 
 
 def argument_numbers(argnums: Any, name: str) -> tuple[int, ...]:
-    """Returns ``argnums`` as ints; refuses what is none, nothing, or one twice."""
+    """Returns ``argnums`` as a tuple of ints; there must be one, and none twice."""
     several = isinstance(argnums, Sequence) and not isinstance(argnums, str)
     numbers = [_checks.as_int(one) for one in (argnums if several else [argnums])]
     static = tuple(one for one in numbers if one is not None)
@@ -63,7 +63,7 @@ def argument_numbers(argnums: Any, name: str) -> tuple[int, ...]:
 
 
 def check_parameters(params: Any, argument: str, name: str) -> None:
-    """Refuses what has no gradient."""
+    """Refuses parameters that cannot be differentiated."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         where = f"{argument}{keystr(path)}"
         _checks.floating(leaf, where, name, " to be differentiated")
@@ -89,10 +89,10 @@ def count_losses(losses: Any, name: str) -> int:
             )
     if jnp.ndim(leaves[0][1]) == 0:
         return len(leaves)
-    count = jnp.shape(leaves[0][1])[0]
-    if count == 0:
+    num_terms = jnp.shape(leaves[0][1])[0]
+    if num_terms == 0:
         raise ValueError(f"{name}: losses_fn must return at least one loss, found [0].")
-    return count
+    return num_terms
 
 
 def cotangents(losses: Any, weights: jax.Array) -> Any:

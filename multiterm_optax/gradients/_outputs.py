@@ -1,11 +1,11 @@
 """Splits a linear function of K outputs into K functions of one output.
 
-Transposing ``tangents -> [K]`` against a one-hot cotangent multiplies numeric
-zeros through everything the other terms touch. Transposing one output alone
-visits only what this output depends on. For a pytree of scalars that is a
-choice of leaf; for an array, the operations that assembled it
-(``jnp.stack``, ``jnp.array``, ``jnp.concatenate``, a product with constant
-weights, a change of dtype or sign) are followed back to the scalar.
+Transposing ``tangents -> [K]`` with a one-hot cotangent multiplies numeric zeros
+through everything that the other terms depend on. Transposing one output by itself
+visits only what this output depends on. In a pytree of scalars an output is a leaf. In
+an array, the operations that assembled it (``jnp.stack``, ``jnp.array``,
+``jnp.concatenate``, a product with constant weights, a change of dtype or sign) are
+followed back to the scalar.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,7 +45,7 @@ def split_outputs(
 def _element(
     var: Any, index: int, makers: dict[Any, Any], constants: dict[Any, Any]
 ) -> tuple[Any, Read]:
-    """The variable that element ``index`` of a vector comes from, and its reading."""
+    """The variable that holds element ``index`` of a vector, and how to read it."""
     if isinstance(var, core.Literal) or var not in makers:
         return var, lambda x: x[index]
     eqn = makers[var]
@@ -77,12 +77,18 @@ def _weighted(weight: jax.Array, read: Read) -> Read:
     return lambda x: weight * read(x)
 
 
-def equations(jaxpr: Any) -> Iterator[Any]:
-    """The equations of a program and of those inside it: loops, branches, calls."""
+def equations(
+    function: Callable[..., Any], args: tuple[Any, ...]
+) -> Iterator[core.JaxprEqn]:
+    """The equations of a program, including those inside loops, branches and calls."""
+    return _inside(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _inside(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
     for eqn in jaxpr.eqns:
         yield eqn
         for value in eqn.params.values():
             for part in value if isinstance(value, tuple | list) else (value,):
                 inner = getattr(part, "jaxpr", part)
                 if hasattr(inner, "eqns"):
-                    yield from equations(inner)
+                    yield from _inside(inner)

@@ -1,3 +1,4 @@
+# Longer than most: it decides which rows each pass takes, and checks what it is given.
 """Per-term gradients of terms that own their rows of a batch, each row used once."""
 
 import functools
@@ -11,18 +12,14 @@ from jax.tree_util import keystr
 from jaxtyping import Array, Bool, Float, Int
 
 from multiterm_optax import _checks, _words
-from multiterm_optax.gradients import _inputs
-
-# Beyond this many terms an unrolled program takes long to compile.
-_MAX_UNROLLED = 16
-
-Passes = Literal["unroll", "vmap", "loop"]
+from multiterm_optax.gradients import _inputs, _passes
+from multiterm_optax.gradients._passes import Passes
 
 
 class _Plan(NamedTuple):
-    """Which rows each pass takes; N passes of C rows, at first one for each term."""
+    """The C rows of each of N passes; the first K passes are one for each term."""
 
-    index: Int[Array, "N C"]
+    rows: Int[Array, "N C"]
     weights: Float[Array, "N C"]
     used: Bool[Array, " N"]
     terms: Int[Array, " N"]
@@ -38,8 +35,8 @@ def value_and_row_grads(
 ) -> Callable[..., tuple[Any, Any]]:
     r"""Losses and their gradients where each term has its own rows of the batch.
 
-    For class losses, losses of several sources, or labels that only some rows have:
-    with :math:`\ell_r(\theta)` the loss of row r, :math:`\omega_r` its weight and
+    For class losses, losses of several sources, or labels that only some rows have.
+    With :math:`\ell_r(\theta)` the loss of row r, :math:`\omega_r` its weight and
     :math:`R_i` the rows of term i,
 
     .. math::
@@ -47,23 +44,18 @@ def value_and_row_grads(
       L_i = \frac{\sum_{r \in R_i} \omega_r \ell_r}{\sum_{r \in R_i} \omega_r}, \qquad
       g_i = \nabla_\theta L_i .
 
-    The rows are sorted by term and cut into passes that each hold the rows of one
-    term. K gradients then cost about what one gradient of the whole batch costs, where
-    :func:`value_and_term_grads` sends all B rows through all K backward passes. A term
-    without rows has loss 0 and gradient 0.
+    Each row is used once: K gradients cost at most twice as much as one gradient of the
+    batch. A term without rows has loss 0 and gradient 0.
 
     Args:
       row_losses_fn: Function ``row_losses_fn(params, rows, *args, **kwargs)`` that
-        returns one loss for each row, [n], for any number n of rows. A row's loss must
-        not depend on which other rows are there (no batch normalisation).
+        returns one loss for each row, [n], for any number n of rows. A loss must not
+        depend on other rows, as it does with batch normalisation.
       num_terms: K, the number of terms.
       reduction: ``"mean"``: as above. ``"sum"``: without the denominator.
-      capacity: The most rows that a term has in a batch, where the sampler promises
-        so, such as ``B // K`` for equal parts: K passes of ``capacity`` rows. A term
-        with more rows gets the loss NaN and the gradient NaN. ``None``: no promise is
-        needed. Passes of ``ceil(B / K)`` rows, at most 2K - 1 of them, hold the rows
-        however they are shared out: less than twice the work of one pass over the
-        batch.
+      capacity: The most rows that a term can have, if the sampler guarantees a limit:
+        there are K passes of ``capacity`` rows, and a term with more rows gets the loss
+        and the gradient NaN. ``None``: 2K - 1 passes of ``ceil(B / K)`` rows.
       passes: ``"unroll"``, ``"vmap"``, ``"loop"`` or ``None``, as in
         :func:`value_and_term_grads`.
 
@@ -71,9 +63,9 @@ def value_and_row_grads(
       A function ``fn(params, rows, row_terms, *args, row_weights=None, **kwargs)``
       that returns ``(losses, grads)``: an array [K], and every leaf [K, \*p] in the
       parameter's dtype. ``rows`` is a tree of arrays [B, ...]. ``row_terms`` [B] says
-      which term owns each row; a row with a negative number belongs to none, and a
-      number of K or more makes every loss NaN. ``row_weights`` [B] are not negative; a
-      row of weight 0 is left out. ``args`` and ``kwargs`` are passed on whole.
+      which term owns each row; a negative number: none; K or more: every loss is NaN.
+      ``row_weights`` [B] are not negative; a row of weight 0 is left out. ``args`` and
+      ``kwargs`` are passed on as they are.
 
     Raises:
       TypeError: ``row_terms`` are not integers, or a parameter or loss is not real
@@ -96,7 +88,7 @@ def value_and_row_grads(
     _checks.function(row_losses_fn, "row_losses_fn", name)
     num_terms = _checks.num_terms(num_terms, name)
     _checks.one_of(reduction, "reduction", name, ("mean", "sum"))
-    _checks.one_of(passes, "passes", name, (None, "unroll", "vmap", "loop"))
+    _checks.one_of(passes, "passes", name, _passes.PASSES)
     if capacity is not None and (_checks.as_int(capacity) or 0) < 1:
         raise ValueError(
             f"{name}: capacity must be None or an int of at least 1, found "
@@ -113,11 +105,11 @@ def value_and_row_grads(
         **kwargs: Any,
     ) -> tuple[Any, Any]:
         row_terms = _integers(row_terms, name)
-        count = _check_rows(rows, row_terms, name)
+        num_rows = _check_rows(rows, row_terms, name)
         if row_weights is not None:
-            row_weights = _row_weights(row_weights, count, name)
+            row_weights = _row_weights(row_weights, num_rows, name)
         _inputs.check_parameters(params, "params", name)
-        size = min(capacity or -(-count // num_terms), count)
+        size = min(capacity or -(-num_rows // num_terms), num_rows)
         weights = _normalized(row_terms, row_weights, num_terms, reduction)
         plan = _plan(row_terms, weights, num_terms, size, promised=capacity is not None)
 
@@ -132,18 +124,18 @@ def value_and_row_grads(
                 return jnp.sum(losses * weights.astype(losses.dtype))
 
             value, grads = jax.value_and_grad(loss)(params)
-            # A pass without rows ran on some other term's: whatever it found is no
-            # part of the answer, not even a NaN.
+            # A pass without rows of its own has run on another term's. Its results are
+            # discarded, even if they are NaN.
             return jax.tree.map(lambda x: jnp.where(used, x, 0), (value, grads))
 
         leaves = jax.tree.leaves((params, rows, row_terms))
         if any(isinstance(leaf, Tracer) for leaf in leaves):
-            # Unrolled passes are then traced once. Outside of any jit the passes
-            # would be compiled anew at each call.
+            # Unrolled passes are then traced once only. Outside of any jit this would
+            # compile the passes again in each call.
             one_pass = jax.jit(one_pass)
-        inputs = (plan.index, plan.weights, plan.used)
-        unroll = passes == "unroll" or (passes is None and num_terms <= _MAX_UNROLLED)
-        if unroll:
+        inputs = (plan.rows, plan.weights, plan.used)
+        few = num_terms <= _passes.MAX_UNROLLED
+        if passes == "unroll" or (passes is None and few):
             found = [
                 one_pass(*(one[i] for one in inputs)) for i in range(len(plan.terms))
             ]
@@ -166,7 +158,7 @@ def value_and_row_grads(
 def _normalized(
     row_terms: Array, row_weights: Any, num_terms: int, reduction: str
 ) -> Array:
-    """What each row's loss is multiplied by in its term's loss."""
+    """The factor of each row's loss in its term's loss."""
     if row_weights is None:
         weights = jnp.ones(row_terms.shape, jnp.result_type(float))
     else:
@@ -185,7 +177,7 @@ def _plan(
     """Sorts the rows by term and cuts them into passes of ``size`` rows."""
     total = row_terms.shape[0]
     owned = (row_terms >= 0) & (weights != 0)
-    # A number that names no term is a mistake, and not to be lost silently.
+    # A number that names no term is a mistake, which must not pass silently.
     weights = jnp.where(jnp.any(row_terms >= num_terms), jnp.nan, weights)
     keys = jnp.where(owned, row_terms, num_terms)
     order = jnp.argsort(keys, stable=True)
@@ -197,7 +189,7 @@ def _plan(
         over = (counts > size)[jnp.clip(row_terms, 0, num_terms - 1)]
         weights = jnp.where(over, jnp.nan, weights)
     else:
-        # Passes beyond a term's first; of all terms together at most this many.
+        # Passes beyond each term's first, at most this many for all terms together.
         extras = jnp.arange((total - 1) // size)
         more = jnp.maximum(-(-counts // size) - 1, 0)
         ends = jnp.cumsum(more)
@@ -208,8 +200,8 @@ def _plan(
         used = jnp.concatenate([used, extras < ends[-1]])
     first = (starts[terms] + parts * size)[:, None]
     left = (counts[terms] - parts * size)[:, None]
-    # Places that are left over repeat the pass's first row, with weight 0: what one
-    # term's row does to the arithmetic cannot reach another term.
+    # Unused places repeat the pass's first row, with weight 0, so that a row that is
+    # not finite does not affect another term.
     column = jnp.arange(size)
     filled = (column < left) & used[:, None]
     place = jnp.where(filled, first + column, first)
@@ -242,30 +234,30 @@ def _check_rows(rows: Any, row_terms: Array, name: str) -> int:
             f"{name}: row_terms must have shape (B,) with B at least 1, found "
             f"{row_terms.shape}."
         )
-    count = row_terms.shape[0]
+    num_rows = row_terms.shape[0]
     for path, leaf in jax.tree_util.tree_leaves_with_path(rows):
-        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != count:
+        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != num_rows:
             raise ValueError(
-                f"{name}: rows{keystr(path)} must have {count} rows, as row_terms, "
+                f"{name}: rows{keystr(path)} must have {num_rows} rows, as row_terms, "
                 f"found shape {jnp.shape(leaf)}."
             )
-    return count
+    return num_rows
 
 
-def _row_weights(value: Any, count: int, name: str) -> Array:
+def _row_weights(value: Any, num_rows: int, name: str) -> Array:
     try:
         weights = jnp.asarray(value)
     except (TypeError, ValueError):
         raise TypeError(
             f"{name}: row_weights must be numbers, found {_words.describe(value)}."
         ) from None
-    if weights.shape != (count,):
+    if weights.shape != (num_rows,):
         raise ValueError(
-            f"{name}: row_weights must have shape ({count},), one for each of "
+            f"{name}: row_weights must have shape ({num_rows},), one for each of "
             f"row_terms, found {weights.shape}."
         )
     traced = any(isinstance(one, Tracer) for one in jax.tree.leaves(value))
-    # Booleans, which are no numbers elsewhere, leave rows in or out.
+    # Booleans, which are refused elsewhere, include or exclude rows.
     if weights.dtype != jnp.bool_ and not traced:
         _checks.non_negative(value, "row_weights", name, array=True)
     return weights

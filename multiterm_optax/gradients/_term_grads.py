@@ -2,20 +2,14 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from multiterm_optax import _checks, _terms
+from multiterm_optax import _checks
 from multiterm_optax._typing import LossesFn
-from multiterm_optax.gradients import _inputs
-from multiterm_optax.gradients._outputs import equations, split_outputs
-
-# Beyond this many terms an unrolled program takes long to compile.
-_MAX_UNROLLED = 16
-
-Passes = Literal["unroll", "vmap", "loop"]
+from multiterm_optax.gradients import _inputs, _passes
+from multiterm_optax.gradients._passes import Passes
 
 
 def value_and_term_grads(
@@ -27,31 +21,27 @@ def value_and_term_grads(
 ) -> Callable[..., tuple[Any, Any]]:
     r"""Losses and the gradient of each of them, as ``jax.value_and_grad`` for K losses.
 
-    For :math:`L : \mathbb{R}^P \to \mathbb{R}^K` the function returned computes
-    :math:`L(\theta)` and the rows of its Jacobian,
-    :math:`g_i = \nabla_\theta L_i(\theta)`, in one forward pass and K backward
-    passes. A term costs nothing for parameters it does not touch.
+    For :math:`L : \mathbb{R}^P \to \mathbb{R}^K` it computes :math:`L(\theta)` and the
+    rows of its Jacobian, :math:`g_i = \nabla_\theta L_i(\theta)`, in one forward pass
+    and K backward passes.
 
     Args:
-      losses_fn: Function ``losses_fn(*args, **kwargs)`` that returns an array
-        ``[K]`` or a pytree of K scalars. A dict names the terms; JAX orders its
-        keys alphabetically, and that is the order of the term axis
-        (``jax.tree.leaves(losses)``).
+      losses_fn: Function ``losses_fn(*args, **kwargs)`` that returns an array ``[K]``
+        or a pytree of K scalars. A dict names the terms; their order is that of
+        ``jax.tree.leaves(losses)``, which sorts the keys alphabetically.
       argnums: Positional argument, or arguments, to differentiate.
       has_aux: Whether ``losses_fn`` returns ``(losses, aux)``.
-      passes: How the K backward passes run. ``"unroll"`` writes them one after
-        another, so that XLA shares what they have in common and drops what a term
-        does not touch; ``"vmap"`` batches them (more memory, short programs; on CPU
-        jaxlib 0.10, but not 0.12, then gives wrong gradients for attention, as it does
-        for ``jax.jacrev``); ``"loop"`` runs them in a loop (least memory; very slow
-        for convolutions on CPU). ``None``: ``"unroll"`` up to 16 terms; beyond,
-        ``"loop"`` on CPU where there is no convolution, else ``"vmap"``.
+      passes: How the K backward passes run. ``"unroll"``: one after another, so that
+        XLA shares what they have in common; ``"vmap"``: in a batch (more memory; wrong
+        for attention on CPU with jaxlib 0.10, as ``jax.jacrev`` is); ``"loop"``: in a
+        loop (least memory; very slow for convolutions on CPU). ``None``: ``"unroll"``
+        up to 16 terms; beyond, ``"loop"`` on CPU without convolutions, else ``"vmap"``.
 
     Returns:
-      A function with the arguments of ``losses_fn`` that returns
-      ``(losses, grads)``, or ``((losses, aux), grads)`` with ``has_aux``.
-      ``losses`` keeps its structure. Every leaf of ``grads`` is ``[K, *p]`` in the
-      parameter's dtype; with several ``argnums`` it is a tuple of such trees.
+      A function with the arguments of ``losses_fn`` that returns ``(losses, grads)``,
+      or ``((losses, aux), grads)`` with ``has_aux``. ``losses`` keeps its structure.
+      Every leaf of ``grads`` is ``[K, *p]`` in the parameter's dtype; with several
+      ``argnums`` it is a tuple of such trees.
 
     Raises:
       TypeError: A loss is not a real floating-point scalar (or ``[K]`` array), or
@@ -71,14 +61,16 @@ def value_and_term_grads(
     """
     name = "value_and_term_grads"
     _checks.function(losses_fn, "losses_fn", name)
-    _checks.one_of(passes, "passes", name, (None, "unroll", "vmap", "loop"))
+    _checks.one_of(passes, "passes", name, _passes.PASSES)
 
     @functools.wraps(losses_fn)
     def fn(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         function, primals = _inputs.of_primals(
             losses_fn, args, kwargs, argnums, has_aux, name
         )
-        losses, aux, grads = _differentiate(function, primals, passes, name)
+        losses, linear, aux = jax.linearize(function, *primals, has_aux=True)
+        num_terms = _inputs.count_losses(losses, name)
+        grads = _passes.of_each_term(linear, primals, losses, num_terms, passes)
         picked = grads if isinstance(argnums, Sequence) else grads[0]
         return ((losses, aux) if has_aux else losses), picked
 
@@ -92,7 +84,7 @@ def term_grads(
     *,
     passes: Passes | None = None,
 ) -> Callable[..., Any]:
-    """The gradients of :func:`value_and_term_grads` alone, as ``jax.grad``.
+    """The gradients of :func:`value_and_term_grads` only, as ``jax.grad``.
 
     Args:
       losses_fn: As in :func:`value_and_term_grads`.
@@ -121,52 +113,3 @@ def term_grads(
         return (grads, value[1]) if has_aux else grads
 
     return fn
-
-
-def _differentiate(
-    function: Callable[..., tuple[Any, Any]],
-    primals: tuple[Any, ...],
-    passes: Passes | None,
-    name: str,
-) -> tuple[Any, Any, tuple[Any, ...]]:
-    if passes in ("vmap", "loop"):
-        losses, pullback, aux = jax.vjp(function, *primals, has_aux=True)
-        num_terms = _inputs.count_losses(losses, name)
-        return losses, aux, _batched_passes(pullback, losses, num_terms, passes)
-    losses, linear, aux = jax.linearize(function, *primals, has_aux=True)
-    num_terms = _inputs.count_losses(losses, name)
-    if passes is None and num_terms > _MAX_UNROLLED:
-        # The linear function is at hand: transposing it whole is the same pullback.
-        pullback = jax.linear_transpose(linear, *primals)
-        chosen = _choose_for_many(linear, primals)
-        return losses, aux, _batched_passes(pullback, losses, num_terms, chosen)
-    rows = []
-    for one_loss in split_outputs(linear, primals, num_terms):
-        cotangent = jnp.ones_like(jax.eval_shape(one_loss, *primals))
-        rows.append(jax.linear_transpose(one_loss, *primals)(cotangent))
-    return losses, aux, jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
-
-
-def _choose_for_many(linear: Callable[..., Any], primals: tuple[Any, ...]) -> Passes:
-    # Accelerators fill up with a batch of passes rather than with one; and XLA:CPU has
-    # no fast convolution inside a loop. Else a loop is as fast and needs the least
-    # memory, and does not meet the fault of jaxlib 0.10 (gone in 0.12), whose fused
-    # batched products on CPU give wrong gradients for attention under vmap.
-    if jax.default_backend() != "cpu":
-        return "vmap"
-    program = jax.make_jaxpr(linear)(*primals).jaxpr
-    names = {eqn.primitive.name for eqn in equations(program)}
-    return "vmap" if "conv_general_dilated" in names else "loop"
-
-
-def _batched_passes(
-    pullback: Callable[[Any], tuple[Any, ...]],
-    losses: Any,
-    num_terms: int,
-    passes: Passes,
-) -> tuple[Any, ...]:
-    hots = jnp.eye(num_terms, dtype=_terms.accumulator_dtype(*jax.tree.leaves(losses)))
-    cotangents = _inputs.cotangents(losses, hots)
-    if passes == "vmap":
-        return jax.vmap(pullback)(cotangents)
-    return jax.lax.map(pullback, cotangents)

@@ -1,4 +1,5 @@
-"""Weights first, then one ordinary backward pass."""
+# Longer than most: weights can be held, shared and absent, and each has its rule.
+"""Finds the weights first, then takes one ordinary backward pass."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,15 +19,15 @@ class WeightedGradState(NamedTuple):
     """State of :func:`value_and_weighted_grad`.
 
     Attributes:
-      weights: The weights in force, [K] or [K, K]; ones, or the identity, before the
-        first step. Held weights of an absent term are kept, but not used.
+      weights: The weights in use, [K] or [K, K]; ones, or the identity, before the
+        first step. Held weights of an absent term are kept but not used.
       weighting: The weighting's own state.
       count: Number of steps so far, int32.
     """
 
     weights: jax.Array
     weighting: Any
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class WeightedGrad(NamedTuple):
@@ -59,63 +60,42 @@ def value_and_weighted_grad(
       w = \mathrm{weighting}(J J^T, L), \qquad
       g = \nabla_\theta \sum_i w_i L_i(\theta) = J^T w
 
-    where the rows of J are the gradients of the K losses and w is held constant. It is
-    what :func:`multiterm_optax.reweight` and :func:`multiterm_optax.sum_terms` make of
-    :func:`multiterm_optax.value_and_term_grads`, up to rounding, but K gradients never
-    stand side by side: the forward pass runs once, the passes behind it are reduced to
-    their dot products, and one backward pass makes g. A weighting that reads losses
-    only costs exactly one forward and one backward pass. The rows of a mixing matrix
-    are added up.
-
-    A term may be absent from a step: with ``present`` [K], booleans, the step is that
-    of the terms present only. Losses of absent terms may be NaN. But one backward pass
-    serves all terms, and zero times NaN is NaN there: a ``losses_fn`` that computes
-    with missing values must replace them before it does, as the labels by
-    ``jnp.where(known, labels, 0)``, and divide by no count that may be zero.
+    where the rows of J are the gradients of the K losses and w is held constant. Up to
+    rounding the result is that of :func:`multiterm_optax.reweight` and
+    :func:`multiterm_optax.sum_terms`, but K gradients are never kept at once: their
+    backward passes leave dot products only, and one more backward pass computes g. With
+    a weighting that reads losses only, that is the one backward pass.
 
     Args:
-      losses_fn: As in :func:`multiterm_optax.value_and_term_grads`.
-      weighting: What finds the weights, such as :func:`multiterm_optax.mgda`. One
-        whose state is not ``ready`` (:func:`multiterm_optax.inexact_mgda`) gives
-        weights, and so gradients, of zero: an optimizer behind it still takes its
-        step unless :func:`optax.transforms.conditionally_transform` or the like asks
-        ``state.weighting.ready``.
+      losses_fn: As in :func:`multiterm_optax.value_and_term_grads`. With ``present``
+        it must not compute with missing values, such as NaN labels.
+      weighting: What finds the weights, such as :func:`multiterm_optax.mgda`.
       argnums: Positional argument of ``losses_fn``, or arguments, to differentiate.
       has_aux: Whether ``losses_fn`` returns ``(losses, aux)``.
-      gramian: How the dot products are found. ``"leaf"``: K backward passes written
-        one after another, reduced leaf by leaf, so that XLA can free each leaf's K
-        gradients after it. ``"stack"``: the same, the passes batched. ``"forward"``: a
-        loop over the terms, each one backward pass and the derivative of all losses
-        along its result; least memory, and as precise as the model's own products;
-        not for functions with ``jax.custom_vjp``, and very slow for convolutions on
-        CPU. ``None``: ``"leaf"`` up to 16 terms; beyond, ``"forward"`` on CPU if the
-        derivative has neither convolutions nor ``custom_vjp`` nor types below float32,
-        else ``"stack"``.
-      every: n, a static int: the weights are found on one step in n, the first one
-        included, and held on the others, which cost one backward pass. Methods that
-        follow the losses (``dwa``, ``lbtw``, ``softadapt``, ``gradnorm``,
-        ``uncertainty``) then see those of one step in n only. A term that is absent
-        when weights are found keeps those it had, 0 if it had none yet.
+      gramian: How the dot products are found. ``"leaf"``: from unrolled backward
+        passes, leaf by leaf. ``"stack"``: from batched passes. ``"forward"``: in a loop
+        of backward and forward derivatives, with the least memory. ``None``: chosen by
+        the number of terms and the program.
+      every: n, a static int: the weights are found in the first of n steps and held in
+        the others, which take one backward pass.
       shared: The parameters that the terms share, as booleans: a tree like the
         gradients, a prefix of it, or a function from what is differentiated to one.
-        Only they make the gramian and receive the weighted gradient. The others (a
-        term's own head) receive that of the plain sum of the losses, which is their
-        own term's. ``None``: all are shared.
+        Only they enter the gramian and receive the weighted gradient; the others, such
+        as a term's own head, receive that of the plain sum. ``None``: all are shared.
 
     Returns:
       A :class:`multiterm_optax.gradients.WeightedGrad`. ``init(num_terms)`` makes the
-      state; ``update(state, *args, present=None, **kwargs)``, with the arguments of
-      ``losses_fn``, to which ``present`` is not passed on, returns ``(losses, grads,
-      state)``, or ``((losses, aux), grads, state)`` with ``has_aux``. ``losses`` keeps
-      its structure; ``grads`` looks like the parameters, [\*p], for any Optax
-      optimizer.
+      state; ``update(state, *args, present=None, **kwargs)`` takes the arguments of
+      ``losses_fn`` and the extra arguments that the weighting reads. It returns
+      ``(losses, grads, state)``, or ``((losses, aux), grads, state)`` with ``has_aux``.
+      ``grads`` looks like the parameters, [\*p], for any Optax optimizer.
 
     Raises:
       TypeError: ``weighting``, ``every``, ``shared`` or the state is something else, or
         a loss or parameter is not real floating point.
-      ValueError: ``every`` is below 1, ``gramian`` is not a choice or cannot be had,
-        ``shared`` or ``present`` does not fit, or ``losses_fn`` does not return
-        ``num_terms`` losses.
+      ValueError: ``every`` is below 1, ``gramian`` is not a choice or not possible,
+        ``shared`` or ``present`` does not fit, or the number of losses is not
+        ``num_terms``.
 
     Example:
       >>> import jax.numpy as jnp
@@ -135,6 +115,7 @@ def value_and_weighted_grad(
     _weighting.check(weighting, name)
     _checks.one_of(gramian, "gramian", name, _gramian.WAYS)
     every = _checks.static_int(every, "every", name, low=1)
+    asked_for = _weighting.extra_arguments(weighting)
 
     def init(num_terms: int) -> WeightedGradState:
         num_terms = _checks.num_terms(num_terms, name)
@@ -152,11 +133,12 @@ def value_and_weighted_grad(
         **kwargs: Any,
     ) -> tuple[Any, Any, WeightedGradState]:
         _check_state(state, name)
+        extra_args = {key: kwargs.pop(key) for key in asked_for if key in kwargs}
         function, primals = _inputs.of_primals(
             losses_fn, args, kwargs, argnums, has_aux, name
         )
-        whole = primals if isinstance(argnums, Sequence) else primals[0]
-        trunk = None if shared is None else _broadcast(shared, whole, name)
+        named = primals if isinstance(argnums, Sequence) else primals[0]
+        trunk = None if shared is None else _broadcast(shared, named, name)
 
         losses, linear, aux = jax.linearize(function, *primals, has_aux=True)
         num_terms = _inputs.count_losses(losses, name)
@@ -165,15 +147,19 @@ def value_and_weighted_grad(
                 f"{name}: losses_fn must return num_terms={state.weights.shape[-1]} "
                 f"losses, as given to init, found {num_terms}."
             )
-        there = _checks.present(present, name, num_terms)
-        values = _weighting.losses_vector(
-            losses, name, num_terms, needed=True, present=there
-        )
+        present = _checks.present(present, name, num_terms)
+        vector: Any = _checks.losses(losses, name, num_terms, needed=True)
+        vector = _terms.only_present(present, vector)
 
         def find() -> tuple[jax.Array, Any]:
-            found = None
+            read = None
             if weighting.reads_gramian:
-                found = _gramian.gramian_of(
+                read = _gramian.gramian_of
+            elif weighting.reads_norms:
+                read = _gramian.squared_norms_of
+            products = None
+            if read is not None:
+                products = read(
                     linear,
                     primals,
                     losses,
@@ -182,16 +168,21 @@ def value_and_weighted_grad(
                     shared=trunk,
                     name=name,
                 )
-            found, heard = jax.lax.stop_gradient((found, values))
             weights, inner = _weighting.weights_from(
-                weighting, found, state.weighting, heard, there
+                weighting,
+                *jax.lax.stop_gradient((products, state.weighting, vector)),
+                present,
+                **extra_args,
             )
             weights = weights.astype(state.weights.dtype)
-            if there is not None and every > 1:
-                # None before the first step, nor where the step is to be skipped.
-                known = (state.count > 0) & getattr(inner, "ready", True)
-                had = jnp.where(known, state.weights, 0)
-                weights = jnp.where(_both(there, weights.ndim), weights, had)
+            if present is not None and every > 1:
+                # Zero before the first step, and where the step is to be skipped.
+                has_weights = state.count > 0
+                ready = _weighting.ready(inner)
+                if ready is not None:
+                    has_weights = has_weights & ready
+                held = jnp.where(has_weights, state.weights, 0)
+                weights = jnp.where(_both(present, weights.ndim), weights, held)
             return weights, inner
 
         if every == 1:
@@ -205,14 +196,14 @@ def value_and_weighted_grad(
 
         pullback = jax.linear_transpose(linear, *primals)
         total = jax.lax.stop_gradient(weights)
-        if there is not None:
-            total = jnp.where(_both(there, total.ndim), total, 0)
+        if present is not None:
+            total = _weighting.mask_weights(present, total)
         total = total.sum(axis=0) if total.ndim == 2 else total
         grads = pullback(_inputs.cotangents(losses, total))
         if trunk is not None:
-            # XLA drops what nobody reads: the trunk's part of this pass, and the
-            # heads' part of the other.
-            ones = _terms.only_present(there, jnp.ones_like(total))
+            # XLA drops what is not used: the trunk's part of this pass, and the heads'
+            # part of the other.
+            ones = _terms.only_present(present, jnp.ones_like(total))
             plain = pullback(_inputs.cotangents(losses, ones))
             flags = jax.tree.structure(grads).unflatten(trunk)
             grads = jax.tree.map(
@@ -226,9 +217,9 @@ def value_and_weighted_grad(
     return WeightedGrad(init, update)
 
 
-def _both(there: Bool[Array, " K"], ndim: int) -> jax.Array:
-    """Which weights [K] or [K, K] belong to terms that are there."""
-    return there if ndim == 1 else there[:, None] & there[None, :]
+def _both(present: Bool[Array, " K"], ndim: int) -> jax.Array:
+    """Which weights, [K] or [K, K], belong to present terms only."""
+    return present if ndim == 1 else present[:, None] & present[None, :]
 
 
 def _check_state(state: Any, name: str) -> None:

@@ -1,9 +1,8 @@
-"""Read-only: how the terms' gradients stand to each other, and who moves what.
+"""Read-only: how the terms' gradients compare, and which term moves which parameter.
 
 A metric takes per-term gradients, every leaf ``[K, *p]``, or an optimizer's
-state, and changes nothing. All are pure functions that may be jitted;
-``track_dominance`` is the one that sits in a chain, where it passes its updates
-on untouched.
+state, and changes nothing. All are pure functions that may be jitted. Only
+``track_dominance`` is a stage of a chain, where it passes its updates on unchanged.
 """
 
 from multiterm_optax.metrics._dominance import (

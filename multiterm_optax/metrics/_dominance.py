@@ -25,7 +25,7 @@ class TrackDominanceState(NamedTuple):
 def track_dominance(
     num_terms: int, decay: Scalar = 0.99
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Records how much each term moves each parameter; passes updates on untouched.
+    r"""Records how much each term moves each parameter; passes updates on unchanged.
 
     .. math::
 
@@ -34,7 +34,7 @@ def track_dominance(
     Place it where the term axis still exists and the updates are what the terms
     contribute to the step: ``chain(per_term(optax.adam(lr), K), track_dominance(K),
     sum_terms())``. A constant learning rate after it makes no difference to the
-    shares; a schedule does, and belongs before it.
+    shares. A schedule does, and belongs before it.
 
     Args:
       num_terms: K, the number of terms.
@@ -43,11 +43,11 @@ def track_dominance(
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to the same updates. It
       keeps K copies of the parameters. Read it with :func:`dominance`. ``update`` takes
-      the extra argument ``present``, K booleans: the averages of a term that is absent
-      stay.
+      the extra argument ``present``, K booleans: an absent term keeps its averages.
 
     Raises:
-      ValueError: ``decay`` is out of range, or an update has not the term axis first.
+      ValueError: ``decay`` is out of range, or an update lacks the leading term
+        axis.
 
     Source:
       Yang et al., "AdaTask", AAAI 2023, Eq. 2.
@@ -68,17 +68,12 @@ def track_dominance(
 
     def init_fn(params: optax.Params) -> TrackDominanceState:
         return TrackDominanceState(
-            jax.tree.map(
-                lambda p: _terms.zeros_per_term(
-                    p, num_terms, _terms.accumulator_dtype(p)
-                ),
-                params,
-            )
+            jax.tree.map(lambda p: _terms.zeros_per_term(p, num_terms), params)
         )
 
     def update_fn(
         updates: optax.Updates,
-        state: TrackDominanceState,
+        state: Any,
         params: optax.Params | None = None,
         *,
         present: Any = None,
@@ -136,8 +131,8 @@ def dominance(state: optax.OptState) -> optax.Updates:
         )
 
     def share(squared: jax.Array) -> jax.Array:
-        # Squares of small updates leave float32's normal range when they are added
-        # up or divided; relative to the largest term they do not.
+        # Squares of small updates can leave float32's normal range when added up or
+        # divided. Relative to the largest term they do not.
         largest = _terms.max_terms(squared)
         relative = squared / jnp.where(largest > 0, largest, 1)
         shares = relative / jnp.where(largest > 0, _terms.sum_terms(relative), 1)
@@ -147,11 +142,11 @@ def dominance(state: optax.OptState) -> optax.Updates:
 
 
 def dominance_shares(dominance: optax.Updates, groups: Groups = "global") -> Any:
-    r"""How many parameters each term dominates, in the five fifths of the paper.
+    r"""How many parameters each term dominates, in the five intervals of the paper.
 
-    A parameter is counted in the fifth of [0, 1] its ``rAU`` falls in: :math:`(80\%,
-    100\%]` is dominated by the term, :math:`(40\%, 60\%]` balanced; 0 counts in the
-    first.
+    A parameter is counted in the fifth of [0, 1] that its ``rAU`` falls in. In
+    :math:`(80\%, 100\%]` it is dominated by the term, in :math:`(40\%, 60\%]` it is
+    balanced. 0 counts in the first fifth.
 
     Args:
       dominance: What :func:`dominance` returns, leaves [K, \*p].
@@ -182,14 +177,14 @@ def dominance_shares(dominance: optax.Updates, groups: Groups = "global") -> Any
     parts = _groups.partition_updates(groups, dominance, name)
     edges = jnp.arange(5)
 
-    def count(leaf: jax.Array) -> jax.Array:
+    def count_fifths(leaf: jax.Array) -> jax.Array:
         fifth = jnp.clip(jnp.ceil(leaf * 5) - 1, 0, 4)
         hits = fifth[..., None] == edges
         return jnp.sum(hits, axis=tuple(range(1, leaf.ndim)), dtype=jnp.float32)
 
     shares = []
     for members in parts.members:
-        counts = sum((count(leaves[i]) for i in members), start=jnp.zeros(()))
+        counts = sum((count_fifths(leaves[i]) for i in members), start=jnp.zeros(()))
         total = sum(leaves[i][0].size for i in members)
         shares.append(counts / max(total, 1))
     return parts.pack(shares)

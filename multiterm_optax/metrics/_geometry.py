@@ -1,4 +1,4 @@
-"""Lengths of the terms' gradients and the angles between them."""
+"""Lengths of the terms' gradients and angles between them."""
 
 from typing import Any
 
@@ -108,6 +108,6 @@ def _term_leaves(grads: Any, name: str) -> list[jax.Array]:
     leaves = jax.tree.leaves(grads)
     if not leaves:
         raise ValueError(f"{name}: grads must have at least one leaf, found none.")
-    count = leaves[0].shape[0] if jnp.ndim(leaves[0]) else None
-    _checks.term_axis(grads, None, name, count)
+    num_terms = leaves[0].shape[0] if jnp.ndim(leaves[0]) else None
+    _checks.term_axis(grads, None, name, num_terms)
     return leaves

@@ -6,10 +6,10 @@ import optax
 
 
 def read(state: optax.OptState, field: str) -> dict[str, Any]:
-    """Every field of a name in a state, by its path.
+    """Returns every field of a given name in a state, by its path.
 
-    :func:`optax.tree.get` reads a field that occurs once; two stages in a chain may
-    hold one of the same name, and then it refuses. This returns them all.
+    :func:`optax.tree.get` reads a field that occurs once, and refuses if two stages of
+    a chain have a field of the same name. This function returns all of them.
 
     Args:
       state: The state of any transformation.
@@ -20,7 +20,7 @@ def read(state: optax.OptState, field: str) -> dict[str, Any]:
       The values by path, in the order of the stages.
 
     Raises:
-      KeyError: There is no such field.
+      KeyError: The state has no such field.
 
     Example:
       >>> import jax.numpy as jnp, optax

@@ -1,4 +1,4 @@
-"""Whole optimizers: short chains of the stages, with a learning rate.
+"""Whole optimizers, which are short chains of the stages with a learning rate.
 
 An optimizer takes per-term gradients, every leaf ``[K, *p]``, and returns
 updates ``[*p]`` for ``optax.apply_updates``.

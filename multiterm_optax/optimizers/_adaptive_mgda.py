@@ -1,13 +1,15 @@
-"""MGDA that skips steps within a bound on the gradients' errors, found as it goes."""
+# Longer than most: it estimates the gradients' errors itself, over epochs.
+"""MGDA that skips steps within bounds on the gradients' errors, which it measures."""
 
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from multiterm_optax import _checks, _terms
+from multiterm_optax import _checks, _stages, _terms
+from multiterm_optax._stages import Step
 from multiterm_optax._typing import Norms, Scalar, TermLeaf
 from multiterm_optax.weightings import inexact_mgda
 from multiterm_optax.wrappers import WeightedState, weighted
@@ -20,15 +22,15 @@ class AdaptiveMGDAState(NamedTuple):
       weighted: State of the inexact MGDA step: weights, ``ready``, the number of
         ``skipped`` steps, and the inner optimizer's state.
       eps: The bounds in use, [K]: 0 in the first epoch.
-      count: Number of steps taken in this epoch, int32.
-      term_counts: Number of them in which each term was present, [K], int32.
+      count: Number of steps in this epoch, int32.
+      term_counts: Number of these steps in which each term was present, [K], int32.
       mean: Mean gradients of this epoch, leaves [K, *p], in at least float32.
       spread: Sums of squared distances from them, [K].
     """
 
     weighted: WeightedState
     eps: jax.Array
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     term_counts: jax.Array
     mean: optax.Updates
     spread: jax.Array
@@ -42,11 +44,11 @@ def adaptive_mgda(
     steps_per_epoch: int | Scalar,
     rule: Literal["std", "variance"] = "std",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""MGDA that skips the steps its gradients are too noisy for.
+    r"""MGDA that skips the steps for which its gradients are too noisy.
 
     Steps as ``weighted(inexact_mgda(eps), inner, num_terms)``, with bounds
-    :math:`\epsilon_i` that are measured: at the end of every epoch of N steps, from
-    all its gradients, those of skipped steps included,
+    :math:`\epsilon_i` measured at the end of every epoch of N steps, from all gradients
+    of the epoch:
 
     .. math::
 
@@ -54,38 +56,31 @@ def adaptive_mgda(
         \Bigl\lVert \frac1N \sum_t g_{i,t} \Bigr\rVert^2 , \qquad
       \epsilon_i = \lambda \hat\epsilon_i .
 
-    The bounds are 0 in the first epoch. The variance is accumulated around the
-    running mean (Welford), where it loses no digits to the size of the mean and
-    cannot become negative.
-
-    State: K copies of the parameters for the mean gradients, and ``inner``'s.
+    They are 0 in the first epoch.
 
     Args:
       inner: The optimizer, with its learning rate, such as ``optax.adam(1e-3)``. A
-        skipped step leaves its whole state untouched.
+        skipped step leaves its whole state unchanged.
       num_terms: K, the number of terms.
-      scale: :math:`\lambda`, not negative. It is well below 1 because minibatch
-        gradients err by more than what the test is meant to catch.
+      scale: :math:`\lambda`, not negative.
       steps_per_epoch: N, the number of steps after which the bounds are renewed.
       rule: ``"std"``: as above, the thesis' text. ``"variance"``: its Alg. line 16 as
         printed, :math:`\epsilon_i^2 = \lambda \hat\epsilon_i^2`.
 
     Returns:
       An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p], zero for
-      a skipped step. ``update`` takes the extra argument ``present``, K booleans: a
-      step with absent terms counts in the epoch all the same and is tested for the
-      present ones; a term's bound comes from the steps in which it was present, and
-      stays where an epoch had fewer than two of them.
+      a skipped step. State: K copies of the parameters for the mean gradients, and
+      ``inner``'s. ``update`` takes the extra argument ``present``, K booleans: a term's
+      bound comes from the steps of the epoch in which it was present, if two or more.
 
     Raises:
       TypeError: ``inner`` is not a transformation.
-      ValueError: A hyperparameter is out of range, or an update has not the term axis
-        first.
+      ValueError: A hyperparameter is out of range, or an update lacks the leading term
+        axis.
 
     Source:
       Aygar, "Pareto-Efficient Training of Multi-Task Deep Networks", master's thesis,
-      NYU Tandon, 2019, 2.3, Eq. 2.13 to 2.16 and the algorithm after them;
-      ``scale=0.1`` is what its first experiment found best.
+      NYU Tandon, 2019, 2.3, Eq. 2.13 to 2.16 and the algorithm after them.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -108,76 +103,64 @@ def adaptive_mgda(
     def stepper(eps: Any) -> optax.GradientTransformationExtraArgs:
         return weighted(inexact_mgda(eps), inner, num_terms)
 
-    def bounds(spread: Norms, taken: Norms) -> Norms:
-        variance = spread / jnp.maximum(taken, 1)
+    def bounds(variance: Norms) -> Norms:
         found = scale * jnp.sqrt(variance)
         if rule == "variance":
             found = jnp.sqrt(scale * variance)
-        return found.astype(spread.dtype)
+        return found.astype(variance.dtype)
 
     def init_fn(params: optax.Params) -> AdaptiveMGDAState:
         dtype = _terms.accumulator_dtype(*jax.tree.leaves(params))
         return AdaptiveMGDAState(
-            weighted=stepper(0.0).init(params),
+            weighted=cast(WeightedState, stepper(0.0).init(params)),
             eps=jnp.zeros((num_terms,), dtype),
             count=jnp.zeros([], jnp.int32),
             term_counts=jnp.zeros([num_terms], jnp.int32),
-            mean=jax.tree.map(
-                lambda p: _terms.zeros_per_term(
-                    p, num_terms, _terms.accumulator_dtype(p)
-                ),
-                params,
-            ),
+            mean=jax.tree.map(lambda p: _terms.zeros_per_term(p, num_terms), params),
             spread=jnp.zeros((num_terms,), dtype),
         )
 
     def update_fn(
-        updates: optax.Updates,
-        state: AdaptiveMGDAState,
-        params: optax.Params | None = None,
-        *,
-        present: Any = None,
-        **extra_args: Any,
+        step: Step, state: AdaptiveMGDAState
     ) -> tuple[optax.Updates, AdaptiveMGDAState]:
-        _checks.term_axis(updates, params, name, num_terms)
-        _checks.state(state, init_fn, updates, name, inner="weighted")
-        present = _checks.present(present, name, num_terms)
-        keep_absent = partial(_terms.keep_absent, present)
-        updates = jax.tree.map(partial(_terms.only_present, present), updates)
+        keep_absent = partial(_terms.keep_absent, step.present)
         stepped, inner_state = stepper(state.eps).update(
-            updates, state.weighted, params, present=present, **extra_args
+            step.updates, state.weighted, step.params, **step.forwarded()
         )
-        count = state.count + 1
+        step_count = state.count + 1
         term_counts = keep_absent(state.term_counts + 1, state.term_counts)
-        # Of the epoch; the divisor of an absent term is not used, but must not be 0.
-        taken = jnp.maximum(term_counts, 1).astype(state.spread.dtype)
-        earlier = taken > 1
-        zeroed = partial(_terms.only_present, earlier)
+        # An absent term's divisor is not used, but must not be 0.
+        divisors = jnp.maximum(term_counts, 1).astype(state.spread.dtype)
+        has_mean = divisors > 1
+        started = partial(_terms.only_present, has_mean)
 
         def away(update: TermLeaf, mean: TermLeaf) -> TermLeaf:
-            return update.astype(mean.dtype) - zeroed(mean)
+            return update.astype(mean.dtype) - started(mean)
 
         def move(mean: TermLeaf, distance: TermLeaf) -> TermLeaf:
-            moved = zeroed(mean) + _terms.scale(1 / taken, distance)
+            moved = started(mean) + _terms.scale(1 / divisors, distance)
             return keep_absent(moved, mean)
 
-        distances = jax.tree.map(away, updates, state.mean)
+        distances = jax.tree.map(away, step.updates, state.mean)
         mean = jax.tree.map(move, state.mean, distances)
         squared = sum(
             map(_terms.squared_norms, jax.tree.leaves(distances)),
             start=jnp.zeros_like(state.spread),
         )
-        share = (taken - 1) / taken
-        spread = keep_absent(zeroed(state.spread) + share * squared, state.spread)
-        ended = count >= steps_per_epoch
-        measured = ended & earlier
+        share = (divisors - 1) / divisors
+        spread = keep_absent(started(state.spread) + share * squared, state.spread)
+        ended = step_count >= steps_per_epoch
+        eps = bounds(spread / divisors)
+        # A gradient that is not finite says nothing about the errors of others.
+        measured = ended & has_mean & jnp.isfinite(eps)
         return stepped, AdaptiveMGDAState(
-            weighted=inner_state,
-            eps=jnp.where(measured, bounds(spread, taken), state.eps),
-            count=jnp.where(ended, 0, count).astype(jnp.int32),
+            weighted=cast(WeightedState, inner_state),
+            eps=jnp.where(measured, eps, state.eps),
+            count=jnp.where(ended, 0, step_count).astype(jnp.int32),
             term_counts=jnp.where(ended, 0, term_counts).astype(jnp.int32),
             mean=mean,
             spread=spread,
         )
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    tx = _stages.stage(name, num_terms, init_fn, update_fn, inner="weighted")
+    return _stages.speaking_as(name, tx, "weighted", "inexact_mgda")

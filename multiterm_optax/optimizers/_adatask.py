@@ -1,13 +1,14 @@
-"""AdaTask: each term keeps its own adaptive statistics; the steps are summed."""
+# Longer than most: the paper's form of any optimizer, and the three that it names.
+"""AdaTask: each term keeps its own adaptive statistics, and the steps are summed."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from multiterm_optax import _checks, _terms
+from multiterm_optax import _checks, _stages, _terms, _words
 from multiterm_optax._typing import Scalar
 from multiterm_optax.aggregators import scale_by_max_adam, sum_terms
 from multiterm_optax.optimizers import _finish
@@ -22,9 +23,9 @@ def adatask(
     .. math:: \theta \leftarrow \theta - \sum_i \mathrm{inner}_i(g_i)
 
     where each term has its own copy of ``inner``'s state: ``chain(per_term(inner, K),
-    sum_terms())``. Every term steps at the size ``inner`` gives it alone, whatever
-    the scale of its loss. Parameters that only one term touches are trained by the
-    plain ``inner`` on this term.
+    sum_terms())``. Every term takes a step of the size that ``inner`` gives it alone,
+    whatever the scale of its loss. Parameters that only one term touches are trained by
+    the plain ``inner`` on this term.
 
     Args:
       inner: An optimizer with its learning rate, such as ``optax.adam(1e-3)``. Weight
@@ -34,13 +35,13 @@ def adatask(
     Returns:
       An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. With
       K = 1 it is ``inner``. ``update`` takes the extra argument ``present``, K
-      booleans: an absent term takes no step, and its copy of the state stays. The forms
-      of AdaTask below take it, too.
+      booleans: an absent term takes no step, and its copy of the state stays. All forms
+      of AdaTask take it.
 
     Raises:
       TypeError: ``inner`` is not a transformation.
-      ValueError: ``num_terms`` is not positive, or an update has not the term axis
-        first.
+      ValueError: ``num_terms`` is not positive, or an update lacks the leading term
+        axis.
 
     Source:
       Yang et al., "AdaTask: A Task-Aware Adaptive Learning Rate Approach to
@@ -58,7 +59,8 @@ def adatask(
     name = "adatask"
     num_terms = _checks.num_terms(num_terms, name)
     _checks.transformation(inner, "inner", name)
-    return optax.chain(per_term(inner, num_terms), sum_terms())
+    tx = optax.chain(per_term(inner, num_terms), sum_terms())
+    return _stages.speaking_as(name, tx, *_finish.PARTS)
 
 
 def adatask_adam(
@@ -99,8 +101,8 @@ def adatask_adam(
       K = 1 it is :func:`optax.adam`, or :func:`optax.adamw`.
 
     Raises:
-      ValueError: A hyperparameter is out of range, or an update has not the term axis
-        first.
+      ValueError: A hyperparameter is out of range, or an update lacks the leading term
+        axis.
 
     Source:
       Yang et al., "AdaTask", AAAI 2023, Alg. 2 and Eq. 7.
@@ -118,18 +120,19 @@ def adatask_adam(
     _checks.decay(b1, "b1", name)
     _checks.decay(b2, "b2", name)
     _checks.non_negative(eps, "eps", name)
-    # per_term(optax.scale_by_adam(...)) and sum_terms() in one stage, which on CPU
-    # needs no temporary copies of the terms' steps and keeps its second moments in
+    # One stage in place of per_term(optax.scale_by_adam(...)) and sum_terms(). On CPU
+    # it needs no temporary copies of the terms' steps, and it keeps second moments in
     # float32.
-    adam = scale_by_max_adam(
-        num_terms,
-        b1,
-        b2,
-        0.0 if eps_in_sqrt else eps,
-        eps_root=eps if eps_in_sqrt else 0.0,
-        reduction="own",
-        mu_dtype=mu_dtype,
-    )
+    with _words.speaking_as(name, *_finish.PARTS):
+        adam = scale_by_max_adam(
+            num_terms,
+            b1,
+            b2,
+            0.0 if eps_in_sqrt else eps,
+            eps_root=eps if eps_in_sqrt else 0.0,
+            reduction="own",
+            mu_dtype=mu_dtype,
+        )
     return _finish.step([adam], learning_rate, weight_decay, mask, name)
 
 
@@ -167,8 +170,8 @@ def adatask_rmsprop(
       K = 1 it is ``optax.rmsprop(decay=decay, eps=eps, eps_in_sqrt=eps_in_sqrt)``.
 
     Raises:
-      ValueError: A hyperparameter is out of range, or an update has not the term axis
-        first.
+      ValueError: A hyperparameter is out of range, or an update lacks the leading term
+        axis.
 
     Source:
       Yang et al., "AdaTask", AAAI 2023, Alg. 2 and Eq. 5.
@@ -185,8 +188,13 @@ def adatask_rmsprop(
     num_terms = _checks.num_terms(num_terms, name)
     _checks.decay(decay, "decay", name)
     _checks.non_negative(eps, "eps", name)
-    rms = _scale_by_rms(decay, eps, eps_in_sqrt)
-    stages = [per_term(_in_float32(rms), num_terms), sum_terms()]
+    rms = _scale_by_root(
+        optax.ScaleByRmsState,
+        lambda nu, squares: decay * nu + (1 - decay) * squares,
+        eps,
+        eps_in_sqrt,
+    )
+    stages = [per_term(rms, num_terms), sum_terms()]
     return _finish.step(stages, learning_rate, weight_decay, mask, name)
 
 
@@ -222,8 +230,8 @@ def adatask_adagrad(
       An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p].
 
     Raises:
-      ValueError: A hyperparameter is out of range, or an update has not the term axis
-        first.
+      ValueError: A hyperparameter is out of range, or an update lacks the leading term
+        axis.
 
     Source:
       Yang et al., "AdaTask", AAAI 2023, Alg. 2 and Eq. 5.
@@ -239,85 +247,42 @@ def adatask_adagrad(
     name = "adatask_adagrad"
     num_terms = _checks.num_terms(num_terms, name)
     _checks.non_negative(eps, "eps", name)
-    adagrad = _scale_by_adagrad(eps, eps_in_sqrt)
-    stages = [per_term(_in_float32(adagrad), num_terms), sum_terms()]
+    rss = _scale_by_root(optax.ScaleByRssState, jnp.add, eps, eps_in_sqrt)
+    stages = [per_term(rss, num_terms), sum_terms()]
     return _finish.step(stages, learning_rate, weight_decay, mask, name)
 
 
-class ScaleByAdagradState(NamedTuple):
-    """Sum of squared updates, leaves like the parameters."""
-
-    sum_of_squares: optax.Updates
-
-
-def _scale_by_adagrad(eps: Scalar, eps_in_sqrt: bool) -> optax.GradientTransformation:
-    # optax.scale_by_rss has its eps inside the root only.
-    def init_fn(params: optax.Params) -> ScaleByAdagradState:
-        return ScaleByAdagradState(jax.tree.map(jnp.zeros_like, params))
-
-    def update_fn(
-        updates: optax.Updates,
-        state: ScaleByAdagradState,
-        params: optax.Params | None = None,
-    ) -> tuple[optax.Updates, ScaleByAdagradState]:
-        del params
-        totals = jax.tree.map(
-            lambda u, s: s + jnp.square(u), updates, state.sum_of_squares
-        )
-        steps = _over_roots(updates, totals, eps, eps_in_sqrt)
-        return steps, ScaleByAdagradState(totals)
-
-    return optax.GradientTransformation(init_fn, update_fn)
-
-
-def _scale_by_rms(
-    decay: Scalar, eps: Scalar, eps_in_sqrt: bool
+def _scale_by_root(
+    state_of: Callable[[optax.Updates], Any],
+    accumulate: Callable[[jax.Array, jax.Array], jax.Array],
+    eps: Scalar,
+    eps_in_sqrt: bool,
 ) -> optax.GradientTransformation:
-    # optax.scale_by_rms makes NaN of a zero gradient where eps = 0.
-    def init_fn(params: optax.Params) -> optax.ScaleByRmsState:
-        return optax.ScaleByRmsState(jax.tree.map(jnp.zeros_like, params))
+    """Divides updates by the root of their squares, added by ``accumulate(old, new)``.
+
+    Optax's ``scale_by_rms`` turns a zero gradient into NaN where eps = 0, its
+    ``scale_by_rss`` has eps inside the root only, and both accumulate in the dtype of
+    the parameters, so that squares and eps underflow in float16, and decays near 1
+    stall in bfloat16.
+    """
+
+    def init_fn(params: optax.Params) -> Any:
+        return state_of(jax.tree.map(_terms.zeros_like, params))
 
     def update_fn(
-        updates: optax.Updates,
-        state: optax.ScaleByRmsState,
-        params: optax.Params | None = None,
-    ) -> tuple[optax.Updates, optax.ScaleByRmsState]:
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, Any]:
         del params
-        nu = jax.tree.map(
-            lambda u, s: (decay * s + (1 - decay) * jnp.square(u)).astype(s.dtype),
-            updates,
-            state.nu,
-        )
-        return _over_roots(updates, nu, eps, eps_in_sqrt), optax.ScaleByRmsState(nu)
 
-    return optax.GradientTransformation(init_fn, update_fn)
+        def total(update: jax.Array, old: jax.Array) -> jax.Array:
+            squares = jnp.square(update.astype(old.dtype))
+            return accumulate(old, squares).astype(old.dtype)
 
+        def step(update: jax.Array, square: jax.Array) -> jax.Array:
+            root = jnp.sqrt(square + eps) if eps_in_sqrt else jnp.sqrt(square) + eps
+            return _terms.quotient(update, root).astype(update.dtype)
 
-def _over_roots(
-    updates: optax.Updates, squares: optax.Updates, eps: Scalar, eps_in_sqrt: bool
-) -> optax.Updates:
-    def step(update: jax.Array, square: jax.Array) -> jax.Array:
-        root = jnp.sqrt(square + eps) if eps_in_sqrt else jnp.sqrt(square) + eps
-        # Nothing accumulated and eps = 0: no gradient, no step.
-        return jnp.where(root == 0, 0, update / jnp.where(root == 0, 1, root))
-
-    return jax.tree.map(step, updates, squares)
-
-
-def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    # Squares, and eps, underflow in float16; decays near 1 stall in bfloat16.
-    def wide(leaf: jax.Array) -> jax.Array:
-        return leaf.astype(_terms.accumulator_dtype(leaf))
-
-    def init_fn(params: optax.Params) -> optax.OptState:
-        return inner.init(jax.tree.map(lambda p: wide(jnp.asarray(p)), params))
-
-    def update_fn(
-        updates: optax.Updates,
-        state: optax.OptState,
-        params: optax.Params | None = None,
-    ) -> tuple[optax.Updates, optax.OptState]:
-        moved, state = inner.update(jax.tree.map(wide, updates), state, params)
-        return optax.tree.cast_like(moved, updates), state
+        totals = jax.tree.map(total, updates, *state)
+        return jax.tree.map(step, updates, totals), state_of(totals)
 
     return optax.GradientTransformation(init_fn, update_fn)

@@ -1,15 +1,16 @@
-"""Layer-wise AdaTask: one second moment, shared out among the terms by group."""
+# Longer than most: its groups share one moment, safe from overflow and absent terms.
+"""Layer-wise AdaTask: one second moment, which the terms share by group."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from multiterm_optax import _checks, _groups, _terms
+from multiterm_optax import _checks, _groups, _products, _stages, _terms
 from multiterm_optax._groups import Groups
+from multiterm_optax._stages import Step
 from multiterm_optax._typing import Leaf, Norms, Scalar, TermLeaf
 from multiterm_optax.optimizers import _finish
 
@@ -21,7 +22,7 @@ class ScaleByLAdaTaskState(NamedTuple):
       contributions: The terms' averaged squared gradients, ``[K]`` for each group: a
         tree like the parameters, one array, or a dict by label.
       whole: The averaged squared gradients of all terms together, a number for each
-        group: what the contributions add up to while no term is absent.
+        group. It is the sum of the contributions as long as no term is absent.
       nu: The averaged squared gradient of all terms, leaves like the parameters, in at
         least float32.
     """
@@ -45,8 +46,8 @@ def ladatask_rmsprop(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Efficient AdaTask: RMSProp with one second moment for all terms.
 
-    The terms share it in each group (layer) :math:`\ell` in the proportions of their
-    squared gradients there:
+    In each group (layer) :math:`\ell` the terms share it in proportion to their squared
+    gradients in that group:
 
     .. math::
 
@@ -55,36 +56,28 @@ def ladatask_rmsprop(
       G_i &= \frac{C_i}{\sum_k C_k} \, G, \qquad
       \theta \leftarrow \theta - \alpha \sum_i \frac{g_i}{\sqrt{G_i} + \epsilon} .
 
-    State: one copy of the parameters and K + 1 numbers a group, where
-    :func:`multiterm_optax.adatask_rmsprop` keeps K copies. The mean in place of the
-    sum over the group changes nothing.
-
     Args:
       learning_rate: A number or an Optax schedule.
       num_terms: K, the number of terms.
       decay: :math:`\gamma`, in [0, 1).
       eps: Added to the denominator.
-      total: What :math:`G` averages. ``"sum_sq"``: :math:`\sum_i g_i^2`, so that the
-        :math:`G_i` add up to AdaTask's. ``"grad_sum"``: :math:`(\sum_i g_i)^2`, the
-        second moment of the plain optimizer; where opposed gradients cancel it is
-        small and the single terms' steps are large. The paper leaves it open.
+      total: What :math:`G` averages, which the paper leaves open: ``"sum_sq"``,
+        :math:`\sum_i g_i^2`, or ``"grad_sum"``, :math:`(\sum_i g_i)^2`, which makes
+        long steps where opposed gradients cancel.
       groups: What counts as a layer; see :func:`multiterm_optax.balance_by_norm`.
       eps_in_sqrt: Put ``eps`` inside the square root.
-      weight_decay: Decoupled weight decay, multiplied by the learning rate, once and
-        not K times. ``None``: none, and ``update`` does not need ``params``.
+      weight_decay: As in :func:`multiterm_optax.adatask_rmsprop`.
       mask: Which parameters decay, as in :func:`optax.adamw`.
-
-    A term that is absent keeps its :math:`C_i`, while :math:`G` fades; what is divided
-    by is therefore not :math:`\sum_k C_k` but its part that is still in :math:`G`.
 
     Returns:
       An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. With
-      K = 1 it is :func:`optax.rmsprop` with ``decay=0.99``. ``update`` takes the extra
-      argument ``present``, K booleans.
+      K = 1 it is :func:`optax.rmsprop` with ``decay=0.99``. State: one copy of the
+      parameters and K + 1 numbers for each group. ``update`` takes the extra argument
+      ``present``, K booleans: an absent term keeps its :math:`C_i`.
 
     Raises:
-      ValueError: A hyperparameter is out of range, or an update has not the term axis
-        first.
+      ValueError: A hyperparameter is out of range, or an update lacks the leading term
+        axis.
 
     Source:
       Yang et al., "AdaTask", AAAI 2023, Eq. 8 and 9.
@@ -125,24 +118,22 @@ def _scale_by_ladatask(
             return average(nu, _terms.sum_terms(wide * wide))
         return average(nu, jnp.square(_terms.sum_terms(wide)))
 
-    def roots_of_shares(contributions: Norms, whole: jax.Array) -> Norms:
-        # Roots first: the ratio of two squares leaves float32 long before that of two
-        # norms does, and a share that is lost makes a step of g / eps.
-        roots = jnp.sqrt(contributions) / jnp.sqrt(jnp.where(whole > 0, whole, 1))
-        # Squares that overflow stop the elements they come from, and no others.
-        return jnp.where(jnp.isfinite(whole), roots, 1)
+    def roots_of_shares(contributions: Norms, sum_of_all: jax.Array) -> Norms:
+        # Roots come first: the ratio of two squares leaves float32's range long before
+        # that of two norms does, and a share of 0 would make a step of g / eps.
+        divisor = jnp.sqrt(jnp.where(sum_of_all > 0, sum_of_all, 1))
+        # Squares that overflow stop only the elements that they come from.
+        return jnp.where(jnp.isfinite(sum_of_all), jnp.sqrt(contributions) / divisor, 1)
 
-    def step(update: TermLeaf, nu: Leaf, shares: Norms) -> Leaf:
+    def move(update: TermLeaf, nu: Leaf, shares: Norms) -> Leaf:
         wide = update.astype(nu.dtype)
-        over = shares.astype(nu.dtype).reshape(-1, *(1,) * nu.ndim)
-        own = over * jnp.sqrt(nu)
+        roots = shares.astype(nu.dtype).reshape(-1, *(1,) * nu.ndim)
+        own = roots * jnp.sqrt(nu)
         root = jnp.sqrt(own * own + eps) if eps_in_sqrt else own + eps
-        # Nothing accumulated and eps = 0: no gradient, no step.
-        moved = jnp.where(root == 0, 0, wide / jnp.where(root == 0, 1, root))
-        return _terms.sum_terms(moved).astype(update.dtype)
+        return _terms.sum_terms(_terms.quotient(wide, root)).astype(update.dtype)
 
     def init_fn(params: optax.Params) -> ScaleByLAdaTaskState:
-        def nothing(shape: tuple[int, ...]) -> Any:
+        def zeros_by_group(shape: tuple[int, ...]) -> Any:
             return _groups.init_by_group(
                 groups,
                 params,
@@ -151,54 +142,40 @@ def _scale_by_ladatask(
             )
 
         return ScaleByLAdaTaskState(
-            contributions=nothing((num_terms,)),
-            whole=nothing(()),
-            nu=jax.tree.map(
-                lambda p: _terms.zeros_like(p, _terms.accumulator_dtype(p)), params
-            ),
+            contributions=zeros_by_group((num_terms,)),
+            whole=zeros_by_group(()),
+            nu=jax.tree.map(_terms.zeros_like, params),
         )
 
     def update_fn(
-        updates: optax.Updates,
-        state: ScaleByLAdaTaskState,
-        params: optax.Params | None = None,
-        *,
-        present: Any = None,
-        **extra_args: Any,
+        step: Step, state: ScaleByLAdaTaskState
     ) -> tuple[optax.Updates, ScaleByLAdaTaskState]:
-        del extra_args
-        _checks.term_axis(updates, params, name, num_terms)
-        _checks.state(state, init_fn, updates, name)
-        present = _checks.present(present, name, num_terms)
-        updates = jax.tree.map(partial(_terms.only_present, present), updates)
-        nu = jax.tree.map(second_moment, updates, state.nu)
+        nu = jax.tree.map(second_moment, step.updates, state.nu)
 
         def one_group(
             leaves: list[jax.Array],
             contributions: Norms,
-            whole: jax.Array,
+            sum_of_all: jax.Array,
             moments: list[jax.Array],
         ) -> tuple[list[jax.Array], Norms, jax.Array]:
-            squared = sum(
-                map(_terms.squared_norms, leaves), start=jnp.zeros_like(contributions)
-            )
-            # Without it XLA reads the gradients twice, once for each use.
+            squared = _products.squared_norms(*leaves, num_terms=num_terms)
+            # Without the barrier XLA reads the gradients once for each use.
             squared = jax.lax.optimization_barrier(squared)
-            whole = average(whole, jnp.sum(squared))
+            sum_of_all = average(sum_of_all, jnp.sum(squared))
             contributions = _terms.keep_absent(
-                present, average(contributions, squared), contributions
+                step.present, average(contributions, squared), contributions
             )
-            shares = roots_of_shares(contributions, whole)
-            steps = [
-                step(leaf, moment, shares)
+            shares = roots_of_shares(contributions, sum_of_all)
+            moved = [
+                move(leaf, moment, shares)
                 for leaf, moment in zip(leaves, moments, strict=True)
             ]
-            return steps, contributions, whole
+            return moved, contributions, sum_of_all
 
         packed = (state.contributions, state.whole)
-        steps, contributions, whole = _groups.update_by_group(
-            groups, name, one_group, updates, packed, nu
+        moved, contributions, sums = _groups.update_by_group(
+            groups, name, one_group, step.updates, packed, nu
         )
-        return steps, ScaleByLAdaTaskState(contributions, whole, nu)
+        return moved, ScaleByLAdaTaskState(contributions, sums, nu)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return _stages.stage(name, num_terms, init_fn, update_fn)

@@ -1,11 +1,11 @@
-"""MTAdam: balance the terms' gradients by norm, then step by the largest variance."""
+"""MTAdam: balances the terms' gradients by norm, then steps by the largest variance."""
 
 from collections.abc import Callable
 from typing import Any
 
 import optax
 
-from multiterm_optax import _checks
+from multiterm_optax import _checks, _words
 from multiterm_optax._groups import Groups
 from multiterm_optax._typing import Scalar
 from multiterm_optax.aggregators import scale_by_max_adam
@@ -38,15 +38,12 @@ def mtadam(
 
     .. math::
 
-      g_i &\leftarrow w_i \, \frac{n_a}{n_i} \, g_i
-        \quad\text{in each group, with norms averaged by } \beta_3, \\
-      \theta &\leftarrow \theta - \alpha \sum_i
+      g_i \leftarrow w_i \, \frac{n_a}{n_i} \, g_i, \qquad
+      \theta \leftarrow \theta - \alpha \sum_i
         \frac{\hat m_i}{\sqrt{\max_j \hat v_j} + \epsilon} .
 
-    State: (K + 1) copies of the parameters, K numbers a group, and K + 1 counts.
-
-    K equal terms step K times as far as Adam on one of them: when a learning rate was
-    tuned for the mean of the losses, divide it by K.
+    K equal terms step K times as far as Adam on one of them: a learning rate that was
+    tuned for the mean of the losses is to be divided by K.
 
     Args:
       learning_rate: A number or an Optax schedule.
@@ -69,58 +66,53 @@ def mtadam(
     Returns:
       An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. With
       K = 1 it is :func:`optax.adam`, or :func:`optax.adamw`. ``update`` takes the extra
-      argument ``present``, K booleans: what becomes of an absent term is said at
-      :func:`balance_by_norm` and :func:`scale_by_max_adam`.
+      argument ``present``, K booleans; see :func:`balance_by_norm` and
+      :func:`scale_by_max_adam`.
 
     Raises:
-      ValueError: A hyperparameter is out of range, or an update has not the term axis
-        first.
+      ValueError: A hyperparameter is out of range, or an update lacks the leading term
+        axis.
 
     Source:
       Malkiel and Wolf, "MTAdam: Automatic Balancing of Multiple Training Loss
       Terms", Alg. 1.
 
     Example:
-      >>> import jax, jax.numpy as jnp, optax
+      >>> import jax.numpy as jnp
       >>> from multiterm_optax import mtadam, value_and_term_grads
       >>> def losses_fn(w):  # the second term shouts 1000 times louder
       ...     return {"a": (w[0] - 1.0) ** 2, "b": 1000 * (w[1] + 1.0) ** 2}
       >>> tx = mtadam(0.1, num_terms=2)
-      >>> @jax.jit
-      ... def step(w, state):
-      ...     losses, grads = value_and_term_grads(losses_fn)(w)
-      ...     updates, state = tx.update(grads, state, w)
-      ...     return optax.apply_updates(w, updates), state
       >>> w = jnp.zeros(2)
-      >>> state = tx.init(w)
-      >>> for _ in range(200):
-      ...     w, state = step(w, state)
-      >>> [round(float(x), 2) for x in w]
-      [1.0, -1.0]
+      >>> losses, grads = value_and_term_grads(losses_fn)(w)
+      >>> updates, state = tx.update(grads, tx.init(w), w)
+      >>> [round(float(u), 4) for u in updates]  # and steps no further
+      [0.1, -0.1]
     """
-    name = "mtadam"  # of whom the messages are to speak
+    name = "mtadam"
     _checks.num_terms(num_terms, name)
     for decay, argument in ((b1, "b1"), (b2, "b2"), (b3, "b3")):
         _checks.decay(decay, argument, name)
     for epsilon, argument in ((eps, "eps"), (eps_root, "eps_root")):
         _checks.non_negative(epsilon, argument, name)
-    stages = [
-        balance_by_norm(
-            num_terms,
-            decay=b3,
-            anchor=anchor,
-            norm_init=norm_init,
-            weights=weights,
-            groups=groups,
-        ),
-        scale_by_max_adam(
-            num_terms,
-            b1=b1,
-            b2=b2,
-            eps=eps,
-            eps_root=eps_root,
-            amsgrad=amsgrad,
-            mu_dtype=mu_dtype,
-        ),
-    ]
+    with _words.speaking_as(name, *_finish.PARTS):
+        stages = [
+            balance_by_norm(
+                num_terms,
+                decay=b3,
+                anchor=anchor,
+                norm_init=norm_init,
+                weights=weights,
+                groups=groups,
+            ),
+            scale_by_max_adam(
+                num_terms,
+                b1=b1,
+                b2=b2,
+                eps=eps,
+                eps_root=eps_root,
+                amsgrad=amsgrad,
+                mu_dtype=mu_dtype,
+            ),
+        ]
     return _finish.step(stages, learning_rate, weight_decay, mask, name)

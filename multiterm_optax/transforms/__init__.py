@@ -5,9 +5,7 @@ leaf is ``[K, *p]`` and returns updates of the same shapes. It belongs before th
 aggregator in an ``optax.chain``.
 """
 
-from multiterm_optax.transforms._balance_by_norm import (
-    BalanceByNormState as BalanceByNormState,
-)
+from multiterm_optax._reweighting import BalanceByNormState as BalanceByNormState
 from multiterm_optax.transforms._balance_by_norm import (
     balance_by_norm as balance_by_norm,
 )

@@ -1,4 +1,4 @@
-"""Any Optax transformation, once for each term."""
+"""Applies any Optax transformation to each term by itself."""
 
 from functools import partial
 from typing import Any
@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from multiterm_optax import _checks, _terms
+from multiterm_optax import _checks, _stages, _terms
+from multiterm_optax._stages import Step
 
 
 def per_term(
@@ -15,30 +16,30 @@ def per_term(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Lifts an Optax transformation over the term axis.
 
-    Each term gets its own copy of ``inner``'s state and goes through it alone,
-    :math:`u_i, s_i = \mathrm{inner}(g_i, s_i)`: what a paper calls task-wise
+    Each term has its own copy of ``inner``'s state and goes through it by itself,
+    :math:`u_i, s_i = \mathrm{inner}(g_i, s_i)`, which papers call task-wise
     statistics. ``init`` and ``update`` are vmapped, so that every array of the state
     gains a leading axis K and keeps its meaning for :func:`optax.tree.get`,
     :func:`optax.tree.map_params` and shardings.
 
-    Weight decay inside ``inner`` would be applied K times: it belongs after the
-    aggregator. Clipping inside ``inner`` clips each term alone; outside, before the
-    aggregator, all terms jointly.
+    Weight decay inside ``inner`` would be applied K times, so it belongs after the
+    aggregator. Clipping inside ``inner`` clips each term by itself; outside, before the
+    aggregator, it would clip all terms jointly.
 
     Args:
       inner: The transformation. Extra arguments of ``update`` are forwarded to it,
-        the same ones for each term, save ``present``.
+        the same ones for each term, except ``present``.
       num_terms: K, the number of terms.
 
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates of the same
-      shapes. ``update`` takes the extra argument ``present``, K booleans: a term that
-      is absent gets zero updates, and its copy of ``inner``'s state stays as it was.
+      shapes. ``update`` takes the extra argument ``present``, K booleans: an absent
+      term gets zero updates, and its copy of ``inner``'s state stays as it was.
 
     Raises:
       TypeError: ``inner`` is not a transformation.
-      ValueError: ``num_terms`` is not positive, or an update has not the term axis
-        first.
+      ValueError: ``num_terms`` is not positive, or an update lacks the leading term
+        axis.
 
     Source:
       The lifting that AdaTask (Yang et al., 2023, Alg. 2) applies to AdaGrad, RMSProp
@@ -62,26 +63,19 @@ def per_term(
         return jax.vmap(inner.init, in_axes=None, axis_size=num_terms)(params)
 
     def update_fn(
-        updates: optax.Updates,
-        state: optax.OptState,
-        params: optax.Params | None = None,
-        *,
-        present: Any = None,
-        **extra_args: Any,
+        step: Step, state: optax.OptState
     ) -> tuple[optax.Updates, optax.OptState]:
-        _checks.term_axis(updates, params, name, num_terms)
         _checks.state_by_term(state, name, num_terms)
-        present = _checks.present(present, name, num_terms)
-        seen = jax.tree.map(partial(_terms.only_present, present), updates)
 
         def one_term(update: optax.Updates, one_state: optax.OptState) -> Any:
-            return inner.update(update, one_state, params, **extra_args)
+            extra_args = step.forwarded(present=None)
+            return inner.update(update, one_state, step.params, **extra_args)
 
-        stepped = jax.vmap(one_term, axis_size=num_terms)(seen, state)
-        _checks.shapes_kept(stepped[0], updates, name)
-        if present is None:
+        stepped = jax.vmap(one_term, axis_size=num_terms)(step.updates, state)
+        _checks.shapes_kept(stepped[0], step.updates, name)
+        if step.present is None:
             return stepped
-        still = jax.tree.map(jnp.zeros_like, stepped[0]), state
-        return jax.tree.map(partial(_terms.keep_absent, present), stepped, still)
+        held = jax.tree.map(jnp.zeros_like, stepped[0]), state
+        return jax.tree.map(partial(_terms.keep_absent, step.present), stepped, held)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return _stages.stage(name, num_terms, init_fn, update_fn, checks_state=False)

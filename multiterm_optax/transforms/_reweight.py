@@ -1,4 +1,4 @@
-"""A weighting at work inside a chain."""
+"""A weighting as a stage of a chain."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -6,8 +6,16 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from multiterm_optax import _checks, _groups, _terms, _weighting
+from multiterm_optax import (
+    _checks,
+    _groups,
+    _reweighting,
+    _stages,
+    _terms,
+    _weighting,
+)
 from multiterm_optax._groups import Groups
+from multiterm_optax._stages import Step
 from multiterm_optax._typing import Mixing, Weights
 from multiterm_optax._weighting import Weighting
 
@@ -32,7 +40,7 @@ def reweight(
 
     A weighting that returns a mixing matrix gives
     :math:`g_i \leftarrow \sum_j W_{ij} g_j`. The gramian
-    :math:`G_{ij} = g_i \cdot g_j` is computed here, in at least float32, and only if
+    :math:`G_{ij} = g_i \cdot g_j` is computed here, in at least float32, but only if
     the weighting reads it.
 
     Args:
@@ -47,12 +55,12 @@ def reweight(
       shapes. ``update`` takes the loss values as the extra argument ``losses``, an
       array [K] or a pytree of K scalars; weightings that read them require it. It
       takes ``present``, K booleans: an absent term's gradient and loss are not read,
-      its weight is 0, and what the weighting remembers of it stays.
+      its weight is 0, and its part of the weighting's state stays.
 
     Raises:
       TypeError: ``weighting`` is not a :class:`multiterm_optax.Weighting`.
-      ValueError: ``losses`` is missing or has not K values, or an update has not the
-        term axis first.
+      ValueError: ``losses`` is missing or does not have K values, or an update
+        lacks the leading term axis.
 
     Example:
       >>> import jax.numpy as jnp
@@ -85,32 +93,22 @@ def reweight(
         return ReweightState(weights=by_group(neutral), weighting=by_group(start))
 
     def update_fn(
-        updates: optax.Updates,
-        state: ReweightState,
-        params: optax.Params | None = None,
-        *,
-        losses: Any = None,
-        present: Any = None,
-        **extra_args: Any,
+        step: Step, state: ReweightState
     ) -> tuple[optax.Updates, ReweightState]:
-        _checks.term_axis(updates, params, name, num_terms)
-        _checks.state(state, init_fn, updates, name)
-        updates, losses, present = _weighting.prepare(
-            weighting, updates, losses, present, name, num_terms
-        )
+        losses = step.losses_vector(name, num_terms, needed=weighting.reads_losses)
 
         def one_group(
             leaves: list[jax.Array], weights: Weights | Mixing, one_state: Any
         ) -> tuple[list[jax.Array], Weights | Mixing, Any]:
-            found, one_state = _weighting.find_weights(
-                weighting, leaves, one_state, losses, num_terms, present, **extra_args
+            found, one_state = _reweighting.find_weights(
+                weighting, leaves, one_state, step, losses, num_terms
             )
             mixed = [_terms.mix(found, leaf) for leaf in leaves]
             return mixed, found.astype(weights.dtype), one_state
 
         mixed, weights, states = _groups.update_by_group(
-            groups, name, one_group, updates, (state.weights, state.weighting)
+            groups, name, one_group, step.updates, (state.weights, state.weighting)
         )
         return mixed, ReweightState(weights, states)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return _stages.stage(name, num_terms, init_fn, update_fn)

@@ -1,15 +1,19 @@
-"""(gramian, losses) -> weights: one method, or a family of methods, a file.
+"""(gramian, losses) -> weights. Each file holds one method or a family of methods.
 
 A weighting is ``Weighting(init(num_terms) -> state, update(gramian, state, *,
 losses) -> (weights, state))``. It sees the K x K dot products of the terms'
 gradients, or their losses, never a parameter; the weights it returns are ``[K]``,
-or a mixing matrix ``[K, K]``. A step from which terms are absent is that of the smaller
-problem; what a state holds for them stays.
+or a mixing matrix ``[K, K]``. A step with absent terms is that of the smaller problem
+without them, and their part of the state stays as it was.
 """
 
 from multiterm_optax._weighting import Weighting as Weighting
+from multiterm_optax.weightings._by_norm import ByNormState as ByNormState
+from multiterm_optax.weightings._by_norm import by_norm as by_norm
 from multiterm_optax.weightings._cagrad import CAGradState as CAGradState
 from multiterm_optax.weightings._cagrad import cagrad as cagrad
+from multiterm_optax.weightings._compose import ComposeState as ComposeState
+from multiterm_optax.weightings._compose import compose as compose
 from multiterm_optax.weightings._constant import FixedState as FixedState
 from multiterm_optax.weightings._constant import constant as constant
 from multiterm_optax.weightings._constant import equal as equal
@@ -20,11 +24,13 @@ from multiterm_optax.weightings._dwa import DWAState as DWAState
 from multiterm_optax.weightings._dwa import dwa as dwa
 from multiterm_optax.weightings._gradnorm import GradNormState as GradNormState
 from multiterm_optax.weightings._gradnorm import gradnorm as gradnorm
+from multiterm_optax.weightings._inexact_mgda import (
+    InexactMGDAState as InexactMGDAState,
+)
+from multiterm_optax.weightings._inexact_mgda import inexact_mgda as inexact_mgda
 from multiterm_optax.weightings._lbtw import LBTWState as LBTWState
 from multiterm_optax.weightings._lbtw import lbtw as lbtw
-from multiterm_optax.weightings._mgda import InexactMGDAState as InexactMGDAState
 from multiterm_optax.weightings._mgda import MGDAState as MGDAState
-from multiterm_optax.weightings._mgda import inexact_mgda as inexact_mgda
 from multiterm_optax.weightings._mgda import mgda as mgda
 from multiterm_optax.weightings._pcgrad import PCGradState as PCGradState
 from multiterm_optax.weightings._pcgrad import pcgrad as pcgrad

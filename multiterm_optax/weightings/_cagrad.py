@@ -1,17 +1,15 @@
+# Longer than most: the dual is solved exactly, by a search that certifies its result.
 """CAGrad: the worst term's best direction near the mean gradient."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
 
-from multiterm_optax import _checks, _nnqp, _terms, _weighting
-from multiterm_optax._typing import Gramian, Losses, Scalar, Weights
-from multiterm_optax._weighting import Weighting
-from multiterm_optax.weightings import _absent, _units
-
-_MAX_SOLVES = 60
+from multiterm_optax import _bracketing, _checks, _nnqp, _weighting
+from multiterm_optax._typing import Gramian, Scalar, Weights
+from multiterm_optax._weighting import Problem, Weighting
+from multiterm_optax.weightings import _units
 
 
 class CAGradState(NamedTuple):
@@ -25,44 +23,29 @@ class CAGradState(NamedTuple):
 
 
 def cagrad(c: Scalar = 0.5, rescale: bool | Literal["linear"] = False) -> Weighting:
-    r"""Conflict-averse gradients: the best for the worst term, near the mean.
+    r"""Conflict-averse gradients: the best direction for the worst term, near the mean.
 
-    With the mean gradient :math:`g_0 = \frac1K \sum_i g_i`, the direction
+    With the mean gradient :math:`g_0 = \frac1K \sum_i g_i`, the direction is
 
     .. math::
 
       d = \arg\max_d \min_i \, g_i \cdot d
-        \quad\text{with}\quad \lVert d - g_0 \rVert \le c \lVert g_0 \rVert
+        \quad\text{with}\quad \lVert d - g_0 \rVert \le c \lVert g_0 \rVert .
 
-    is found from its dual, :math:`\min_w \, g_w \cdot g_0 + c \lVert g_0 \rVert
-    \lVert g_w \rVert` over the simplex with :math:`g_w = \sum_i w_i g_i`, and
-
-    .. math::
-
-      d = g_0 + \frac{c \lVert g_0 \rVert}{\lVert g_w \rVert} \, g_w .
-
-    For a given worst improvement :math:`\mu = \min_i g_i \cdot d` the nearest such
-    direction is one non-negative quadratic program; the right :math:`\mu` is found by
-    a bracketing search. All is done on unit gradients, so that the weights stay as
-    they are when all gradients are multiplied by a constant.
-
-    The weights are :math:`1/K` plus the multipliers and do not sum to 1: ``c = 0`` is
-    :func:`equal`, the mean of the losses; terms that agree give :math:`(1+c) g_0`.
-    Terms whose gradient is zero count in the mean and are left out of the minimum.
-    Where some :math:`g_w` is zero (Pareto stationary) and the ball holds directions
-    that conflict with no term, every one of them is optimal, and the one nearest
-    :math:`g_0` is taken. With one term the weight is 1.
+    The weights do not sum to 1: ``c = 0`` gives :func:`equal`, the mean of the losses,
+    and terms that agree give :math:`(1+c) g_0`. Terms whose gradient is zero count in
+    the mean and are left out of the minimum. With one term the weight is 1.
 
     Args:
       c: Radius of the ball relative to :math:`\lVert g_0 \rVert`, in [0, inf). The
-        paper's convergence to a minimum of the mean asks for :math:`c < 1`.
+        paper proves convergence to a minimum of the mean for :math:`c < 1`.
       rescale: ``False``: as above, the paper's Alg. 1. ``True``: divided by
         :math:`1 + c^2`, the default of the authors' code. ``"linear"``: divided by
         :math:`1 + c`, another choice there.
 
     Returns:
-      A :class:`multiterm_optax.Weighting`; weights [K], not negative. It reads the
-      gramian.
+      A :class:`multiterm_optax.Weighting` that reads the gramian; weights [K], not
+      negative.
 
     Raises:
       ValueError: ``c`` is negative, or ``rescale`` is not one of the choices.
@@ -88,149 +71,88 @@ def cagrad(c: Scalar = 0.5, rescale: bool | Literal["linear"] = False) -> Weight
         del num_terms
         return CAGradState(converged=jnp.ones([], jnp.bool_))
 
-    def update(
-        gramian: Gramian,
-        state: CAGradState,
-        *,
-        losses: Losses | None = None,
-        present: Bool[Array, " K"] | None = None,
-        **extra_args: Any,
-    ) -> tuple[Weights, CAGradState]:
-        del state, losses, extra_args
+    def find(problem: Problem, state: CAGradState) -> tuple[Weights, CAGradState]:
+        gramian = problem.gramian
         radius = jnp.asarray(c, gramian.dtype)
-        num_terms = gramian.shape[0]
-        present = _checks.present(present, name, num_terms)
-        if num_terms == 1:
-            alone = _terms.only_present(present, jnp.ones_like(gramian[0]))
-            return alone, CAGradState(jnp.ones([], jnp.bool_))
-        gramian = _weighting.pairs_present(present, gramian)
-        count = _absent.number(present, num_terms)
-        weights, converged = _conflict_averse(gramian, radius, count)
+        if problem.num_terms == 1:
+            return jnp.ones_like(gramian[0]), state
+        weights, converged = _conflict_averse(gramian, radius, problem.num_present)
         if rescale == "linear":
             weights = weights / (1 + radius)
         elif rescale:
             weights = weights / (1 + radius**2)
-        if present is not None:
-            alone = count == 1
+        if problem.present is not None:
+            alone = problem.num_present == 1
             weights = jnp.where(alone, 1, weights)
-            weights = _terms.only_present(present, weights)
             converged = alone | converged
         return weights, CAGradState(converged)
 
-    return Weighting(init, update)
-
-
-class _Bracket(NamedTuple):
-    """Chandrupatla's bracket: the newest point, the one opposite, the one before."""
-
-    x: jax.Array
-    f: jax.Array
-    z: jax.Array
-    opposite: jax.Array
-    f_opposite: jax.Array
-    z_opposite: jax.Array
-    before: jax.Array
-    f_before: jax.Array
-    solves: jax.Array
+    return _weighting.method(name, init, find, reads_gramian=True)
 
 
 def _conflict_averse(
-    gramian: Gramian, c: jax.Array, count: Scalar
+    gramian: Gramian, c: jax.Array, num_present: Scalar
 ) -> tuple[Weights, jax.Array]:
-    # Of the terms whose gradient is zero, ``count`` tells which are in the mean.
-    gramian, c = jax.lax.stop_gradient((gramian, c))
-    scaled, units, silent = _units.split(gramian)
-    longest = jnp.max(jnp.where(silent, 0, units))
+    # A present term whose gradient is zero counts in the mean, as num_present says.
+    scaled, units, zero = _units.split(gramian)
+    longest = jnp.max(jnp.where(zero, 0, units))
     lengths = units / jnp.where(longest > 0, longest, 1)
-    heard = jnp.where(silent, 0, lengths)
-    along = _dot(scaled, heard) / count
-    mean = jnp.sqrt(jnp.maximum(heard @ along / count, 0))
+    summed = jnp.where(zero, 0, lengths)
+    along = _dot(scaled, summed) / num_present
+    mean = jnp.sqrt(jnp.maximum(summed @ along / num_present, 0))
     radius = c * mean
     still = radius == 0
     radius = jnp.where(still, 1, radius)
-    linear = jnp.where(silent, 1, jnp.clip(along, -mean, mean) / radius)
-    shortest = jnp.min(jnp.where(silent, jnp.inf, lengths))
-    inverse = jnp.where(silent, 0, shortest / lengths)
+    linear = jnp.where(zero, 1, jnp.clip(along, -mean, mean) / radius)
+    shortest = jnp.min(jnp.where(zero, jnp.inf, lengths))
+    inverse = jnp.where(zero, 0, shortest / lengths)
     z, converged = _multipliers(scaled, linear, inverse)
-    weights = 1 / count + jnp.where(still | silent, 0, z * radius / lengths)
+    weights = 1 / num_present + jnp.where(still | zero, 0, z * radius / lengths)
     return weights.astype(gramian.dtype), still | converged
 
 
 def _multipliers(
     scaled: Gramian, linear: jax.Array, inverse: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Non-negative z, a step sum(z_i u_i) at most 1 long; whether it is optimal.
+    """Finds z >= 0 with a step sum(z_i u_i) of length at most 1, and if it is optimal.
 
-    The gradients u are in their units, ``scaled`` is their gramian, ``linear`` are
-    their dot products with g_0 in units of the radius, and ``inverse`` the reciprocal
-    units: at most 1, and 0 for zero gradients.
+    The u are the gradients in their units and ``scaled`` is their gramian. ``linear``
+    are their dot products with g_0 in units of the radius. ``inverse`` are the
+    reciprocal units: at most 1, and 0 for zero gradients.
 
-    With mu the worst improvement, z minimises z.C.z / 2 - (mu inverse - linear).z, and
-    its step grows with mu; but where 0 is in the hull no mu > 0 has a solution. The
-    line mu = x - sum(z * inverse) meets the curve of solutions once for every x, so
-    that x is searched in place of mu.
+    For a worst improvement mu, z minimises z.C.z / 2 - (mu inverse - linear).z with C
+    the gramian, and its step grows with mu. But no mu > 0 has a solution if 0 is in the
+    hull. The line mu = x - sum(z * inverse) meets the curve of solutions once for every
+    x, so x is searched in place of mu.
     """
-    tiny = jnp.finfo(scaled.dtype).eps
 
     def solve(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # (C z)_i is at least minus the step: under -2 a bound cannot be active where
-        # the step is right, and a huge one would cost the others their digits.
+        # (C z)_i is at least minus the step. Below -2 a bound cannot be active where
+        # the step is right, and a huge bound would cost the others their digits.
         q = jnp.maximum(x * inverse - linear, -2)
         size = jnp.maximum(jnp.max(q), 1)
         z = size * _nnqp.solve(scaled, inverse, q / size).z
-        return z, _length(scaled, z) - 1
+        return _length(scaled, z) - 1, z
 
-    heard = inverse > 0
-    units = 1 / jnp.where(heard, inverse, 1)
-    low = jnp.min(jnp.where(heard, linear * units, jnp.inf))
-    low = jnp.where(jnp.any(heard), low, 0)
-    # Up to mu = 0 there is always a solution.
+    nonzero = inverse > 0
+    units = 1 / jnp.where(nonzero, inverse, 1)
+    low = jnp.min(jnp.where(nonzero, linear * units, jnp.inf))
+    low = jnp.where(jnp.any(nonzero), low, 0)
+    # A solution always exists up to mu = 0.
     nearest = _project(scaled, linear)
     apart = _length(scaled, nearest)
-    highest = jnp.min(jnp.where(heard, (linear + 1) * units, jnp.inf))
-    # A multiplier beyond this cap belongs to a g_w under the gramian's resolution.
-    highest = jnp.where(jnp.any(heard), highest, 0) + min(0.1 * tiny**-0.5, 1e5)
+    highest = jnp.min(jnp.where(nonzero, (linear + 1) * units, jnp.inf))
+    # A multiplier beyond this cap belongs to a g_w below the gramian's resolution.
+    cap = min(0.1 * jnp.finfo(scaled.dtype).eps ** -0.5, 1e5)
+    highest = jnp.where(jnp.any(nonzero), highest, 0) + cap
     high = jnp.where(apart < 1, highest, 2 * (nearest @ inverse))
 
-    def tolerance(it: _Bracket) -> jax.Array:
-        return 2 * tiny * jnp.maximum(jnp.abs(it.x), jnp.abs(it.opposite))
-
-    def body(it: _Bracket) -> _Bracket:
-        x = jnp.where(it.solves == 0, high, _next(it, tolerance(it)))
-        z, f = solve(x)
-        same = (f < 0) == (it.f < 0)
-        return _Bracket(
-            x=x,
-            f=f,
-            z=z,
-            opposite=jnp.where(same, it.opposite, it.x),
-            f_opposite=jnp.where(same, it.f_opposite, it.f),
-            z_opposite=jnp.where(same, it.z_opposite, it.z),
-            before=jnp.where(same, it.x, it.opposite),
-            f_before=jnp.where(same, it.f, it.f_opposite),
-            solves=it.solves + 1,
-        )
-
-    def bracketed(it: _Bracket) -> jax.Array:
-        return (it.f < 0) != (it.f_opposite < 0)
-
-    def unfinished(it: _Bracket) -> jax.Array:
-        return (it.solves == 0) | (
-            bracketed(it)
-            & (jnp.abs(it.f) > 2 * tiny)
-            & (jnp.abs(it.x - it.opposite) > 2 * tolerance(it))
-            & (it.solves < _MAX_SOLVES)
-        )
-
-    zero, below = jnp.zeros_like(nearest), jnp.full_like(low, -1)
-    start = _Bracket(
-        *(low, below, zero, low, below, zero, low, below), jnp.zeros([], jnp.int32)
-    )
-    end = jax.lax.while_loop(unfinished, body, start)
-    z = jnp.where(jnp.abs(end.f) <= jnp.abs(end.f_opposite), end.z, end.z_opposite)
-    length = _length(scaled, z)
-    stationary = ~bracketed(end) & (apart < 1)
-    z = jnp.where(stationary, nearest, z / jnp.where(length > 0, length, 1))
+    # Where nothing is added to g_0 the step is shorter than 1.
+    below = jnp.full_like(low, -1)
+    root = _bracketing.search(solve, low, below, jnp.zeros_like(nearest), high)
+    length = _length(scaled, root.aux)
+    stationary = ~root.bracketed & (apart < 1)
+    z = jnp.where(stationary, nearest, root.aux / jnp.where(length > 0, length, 1))
     return z, _optimal(scaled, linear, inverse, z, stationary)
 
 
@@ -238,27 +160,10 @@ def _project(scaled: Gramian, linear: jax.Array) -> jax.Array:
     """The multipliers of g_0's projection on the dual cone."""
     conflict = jnp.max(-linear)
     size = jnp.where(conflict > 0, conflict, 1)
-    # In units of the conflict; what is far from any would cost the others digits.
+    # In units of the conflict. A bound far from active would cost the others digits.
     q = jnp.where(conflict > 0, jnp.maximum(-linear / size, -1000), -1)
     z = size * _nnqp.solve(scaled, jnp.zeros_like(q), q).z
     return jnp.where(conflict > 0, z, 0)
-
-
-def _next(it: _Bracket, tolerance: jax.Array) -> jax.Array:
-    """Inverse quadratic interpolation where it can be trusted (Chandrupatla, 1997)."""
-    f, g, h = it.f, it.f_opposite, it.f_before
-    xi = (it.x - it.opposite) / (it.before - it.opposite)
-    phi = (f - g) / (h - g)
-    trusted = (phi**2 < xi) & ((1 - phi) ** 2 < 1 - xi)
-    width = it.opposite - it.x
-    step = f / (g - f) * h / (g - h) + (it.before - it.x) / width * f / (h - f) * g / (
-        h - g
-    )
-    least = tolerance / jnp.abs(width)
-    inside = it.x + jnp.clip(step, least, 1 - least) * width
-    # The ends may lie many orders of magnitude apart.
-    halfway = jnp.sinh((jnp.arcsinh(it.x) + jnp.arcsinh(it.opposite)) / 2)
-    return jnp.where(trusted & jnp.isfinite(step), inside, halfway)
 
 
 def _optimal(

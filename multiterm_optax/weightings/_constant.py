@@ -1,4 +1,4 @@
-"""Weights that never change: what every other method is compared with."""
+"""Weights that never change, the baseline of every other method."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,16 +6,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
 
-from multiterm_optax import _checks, _terms, _words
-from multiterm_optax._typing import Gramian, Losses, Weights
-from multiterm_optax._weighting import Weighting
-from multiterm_optax.weightings import _absent
+from multiterm_optax import _checks, _weighting, _words
+from multiterm_optax._typing import Weights
+from multiterm_optax._weighting import Problem, Weighting
+
+
+class FixedState(NamedTuple):
+    """State of :func:`equal` and :func:`constant`: the weights [K]."""
+
+    fixed: jax.Array
 
 
 def equal() -> Weighting:
-    r"""Equal weights, :math:`w_i = 1 / K`: the mean of the losses that are there.
+    r"""Equal weights, :math:`w_i = 1 / K`: the mean of the present losses.
 
     Reads neither gradients nor losses.
 
@@ -29,11 +33,13 @@ def equal() -> Weighting:
       >>> weights.tolist()
       [0.25, 0.25, 0.25, 0.25]
     """
-    return _fixed(
-        lambda num_terms: jnp.full((num_terms,), 1 / num_terms, jnp.result_type(float)),
-        lambda present, fixed: _absent.equal_shares(present, fixed),
-        "equal",
-    )
+
+    def find(problem: Problem, state: FixedState) -> tuple[Weights, FixedState]:
+        if problem.present is None:
+            return state.fixed, state
+        return problem.equal_shares(state.fixed.dtype), state
+
+    return _fixed("equal", lambda num_terms: np.full(num_terms, 1 / num_terms), find)
 
 
 def constant(weights: Any) -> Weighting:
@@ -48,7 +54,7 @@ def constant(weights: Any) -> Weighting:
       A :class:`multiterm_optax.Weighting` whose state is the weights.
 
     Raises:
-      ValueError: A weight is negative or not finite, or there are not K of them.
+      ValueError: A weight is negative or not finite, or their number is not K.
 
     Example:
       >>> from multiterm_optax import constant
@@ -71,34 +77,19 @@ def constant(weights: Any) -> Weighting:
     def make(num_terms: int) -> jax.Array:
         return _checks.vector(values, "weights", "constant", num_terms)
 
-    return _fixed(make, _terms.only_present, "constant")
+    def find(problem: Problem, state: FixedState) -> tuple[Weights, FixedState]:
+        del problem
+        return state.fixed, state
 
-
-class FixedState(NamedTuple):
-    """State of :func:`equal` and :func:`constant`: the weights [K]."""
-
-    fixed: jax.Array
+    return _fixed("constant", make, find)
 
 
 def _fixed(
-    make: Callable[[int], jax.Array],
-    among: Callable[[jax.Array, Weights], Any],
     name: str,
+    make: Callable[[int], Any],
+    find: Callable[[Problem, FixedState], tuple[Weights, FixedState]],
 ) -> Weighting:
-    def update(
-        gramian: Gramian | None,
-        state: FixedState,
-        *,
-        losses: Losses | None = None,
-        present: Bool[Array, " K"] | None = None,
-        **extra_args: Any,
-    ) -> tuple[Weights, FixedState]:
-        del gramian, losses, extra_args
-        present = _checks.present(present, name, state.fixed.size)
-        if present is None:
-            return state.fixed, state
-        return among(present, state.fixed), state
+    def init(num_terms: int) -> FixedState:
+        return FixedState(jnp.asarray(make(num_terms), jnp.result_type(float)))
 
-    return Weighting(
-        lambda num_terms: FixedState(make(num_terms)), update, reads_gramian=False
-    )
+    return _weighting.method(name, init, find, by_term=("fixed",))

@@ -1,3 +1,4 @@
+# Longer than most: two methods that share one projection.
 """Projection onto the dual cone: the nearest direction that conflicts with no term.
 
 UPGrad projects every gradient and combines the projections; DualProj combines the
@@ -11,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from multiterm_optax import _checks, _nnqp, _terms, _weighting
-from multiterm_optax._typing import Gramian, Losses, Weights
-from multiterm_optax._weighting import Weighting
+from multiterm_optax import _checks, _nnqp, _weighting
+from multiterm_optax._typing import Gramian, Weights
+from multiterm_optax._weighting import Problem, Weighting
 from multiterm_optax.weightings import _units
 
 
@@ -30,8 +31,8 @@ class DualConeState(NamedTuple):
 def upgrad(preference: Any = None) -> Weighting:
     r"""Unconflicting projection of gradients.
 
-    Each gradient goes to the nearest direction that conflicts with no term, and the
-    projections are combined:
+    Each gradient is projected to the nearest direction that conflicts with no term, and
+    the projections are combined:
 
     .. math::
 
@@ -39,23 +40,19 @@ def upgrad(preference: Any = None) -> Weighting:
       \pi(g) = \arg\min_{x} \lVert x - g \rVert^2
       \quad \text{with } g_j \cdot x \ge 0 \text{ for all } j .
 
-    By duality :math:`\pi(g_i) = \sum_j v_j g_j` for the :math:`v` that minimises
-    :math:`v^T G v` over :math:`v \ge e_i`: K programs on the gramian, solved together.
-    The direction conflicts with no term, :math:`g_j \cdot d \ge 0`; where no two
-    gradients conflict it is :math:`\sum_i u_i g_i`. Programs are in units of the
-    gradients' lengths, so that terms of very different size do no harm and the weights
-    are the same when all gradients are multiplied by a constant.
+    The direction conflicts with no term, :math:`g_j \cdot d \ge 0`. If no two gradients
+    conflict, it is :math:`\sum_i u_i g_i`.
 
     Args:
       preference: :math:`u`, K weights, not negative. ``None``: 1 / K each, the mean,
-        as in the paper; over the terms that are present where some are absent.
+        as in the paper; K is then the number of present terms.
 
     Returns:
-      A :class:`multiterm_optax.Weighting`; weights [K], not negative. It reads the
-      gramian.
+      A :class:`multiterm_optax.Weighting` that reads the gramian; weights [K], not
+      negative.
 
     Raises:
-      ValueError: ``preference`` is negative or has not K values.
+      ValueError: ``preference`` is negative or does not have K values.
 
     Source:
       Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", 2024, Eq. 5
@@ -72,7 +69,7 @@ def upgrad(preference: Any = None) -> Weighting:
       >>> [round(float(x), 6) for x in weights @ gradients]  # the mean is [0, 0.5]
       [0.25, 0.75]
     """
-    # Each term's share of its own gradient: K combinations of one gradient.
+    # K combinations, each of one gradient only.
     return _projected(preference, jnp.diag, "upgrad")
 
 
@@ -84,21 +81,19 @@ def dual_proj(preference: Any = None) -> Weighting:
       d = \arg\min_{x} \Bigl\lVert x - \sum_i u_i g_i \Bigr\rVert^2
       \quad \text{with } g_j \cdot x \ge 0 \text{ for all } j .
 
-    By duality :math:`d = \sum_j v_j g_j` for the :math:`v` that minimises
-    :math:`v^T G v` over :math:`v \ge u`: one program on the gramian, where
-    :func:`multiterm_optax.upgrad` solves K. Where the weighted gradient conflicts with
-    no term it passes as it is.
+    A weighted gradient that conflicts with no term is left as it is. One quadratic
+    program is solved, where :func:`multiterm_optax.upgrad` solves K.
 
     Args:
-      preference: :math:`u`, K weights, not negative. ``None``: 1 / K each, over the
-        terms that are present where some are absent.
+      preference: :math:`u`, K weights, not negative. ``None``: 1 / K each, where K is
+        the number of present terms.
 
     Returns:
-      A :class:`multiterm_optax.Weighting`; weights [K], not negative. It reads the
-      gramian.
+      A :class:`multiterm_optax.Weighting` that reads the gramian; weights [K], not
+      negative.
 
     Raises:
-      ValueError: ``preference`` is negative or has not K values.
+      ValueError: ``preference`` is negative or does not have K values.
 
     Source:
       Lopez-Paz and Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS
@@ -124,7 +119,7 @@ def _projected(
     combinations: Callable[[Weights], Float[Array, "N K"]],
     name: str,
 ) -> Weighting:
-    """The sum of the projections of what ``combinations`` makes of the shares."""
+    """Weights of the sum of the projections of ``combinations(shares)``."""
     if preference is not None:
         _checks.non_negative(preference, "preference", name, array=True)
 
@@ -133,33 +128,18 @@ def _projected(
             _checks.vector(preference, "preference", name, num_terms)
         return DualConeState(converged=jnp.ones([], jnp.bool_))
 
-    def update(
-        gramian: Gramian,
-        state: DualConeState,
-        *,
-        losses: Losses | None = None,
-        present: Bool[Array, " K"] | None = None,
-        **extra_args: Any,
-    ) -> tuple[Weights, DualConeState]:
-        del state, losses, extra_args
-        present = _checks.present(present, name, gramian.shape[0])
-        gramian = _weighting.pairs_present(present, gramian)
-        shares = _shares(preference, gramian, present, name)
+    def find(problem: Problem, state: DualConeState) -> tuple[Weights, DualConeState]:
+        del state
+        gramian = problem.gramian
+        if preference is None:
+            shares = problem.equal_shares(gramian.dtype)
+        else:
+            shares = _checks.vector(preference, "preference", name, problem.num_terms)
+            shares = problem.only_present(shares)
         weights, converged = _project(gramian, combinations(shares))
         return jnp.sum(weights, axis=0), DualConeState(converged)
 
-    return Weighting(init, update)
-
-
-def _shares(
-    preference: Any, gramian: Gramian, present: Bool[Array, " K"] | None, name: str
-) -> Weights:
-    """The combination to project: the preference or the mean, absent terms 0."""
-    count = gramian.shape[0]
-    there = _terms.only_present(present, jnp.ones(count, gramian.dtype))
-    if preference is None:
-        return there / jnp.maximum(jnp.sum(there), 1)
-    return there * _checks.vector(preference, "preference", name, count)
+    return _weighting.method(name, init, find, reads_gramian=True)
 
 
 def _project(

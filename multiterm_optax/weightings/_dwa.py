@@ -1,16 +1,15 @@
 """Dynamic weight average: more weight for the losses that fall the least."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool
 
-from multiterm_optax import _checks, _terms, _weighting
-from multiterm_optax._typing import Gramian, Losses, Scalar, Weights
-from multiterm_optax._weighting import Weighting
-from multiterm_optax.weightings import _absent, _by_losses
+from multiterm_optax import _checks, _weighting
+from multiterm_optax._typing import Scalar, Weights
+from multiterm_optax._weighting import Problem, Weighting
+from multiterm_optax.weightings import _losses
 
 
 class DWAState(NamedTuple):
@@ -36,19 +35,19 @@ def dwa(temperature: Scalar = 2.0, *, steps_per_epoch: int = 1) -> Weighting:
       r_i(t-1) = \frac{L_i(t-1)}{L_i(t-2)}
 
     t counts epochs, and :math:`L_i(t)` is the mean of the losses over epoch t. The
-    weights are 1 in the first two epochs and constant within each. The epochs of a term
-    are made of the steps that it is present in.
+    weights are 1 in the first two epochs and constant within each epoch. A term's
+    epochs consist of the steps in which it is present.
 
     Args:
       temperature: T, positive. The larger, the more equal the weights.
-      steps_per_epoch: Number of steps that make an epoch. With 1 each step is one, and
-        the noise of the batches goes into the ratios.
+      steps_per_epoch: Number of steps in an epoch. With 1 each step is an epoch, and
+        the ratios carry the noise of the batches.
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the losses only; the weights [K]
-      sum to K, the number of terms present. State: 3 K numbers and K counts. A ratio to
-      a loss of zero counts as 1, no change. A loss that is not finite makes the weights
-      NaN for the two epochs after its own.
+      sum to K, the number of present terms. State: 3 K numbers and K counts. A ratio to
+      a loss of zero counts as 1, which means no change. A loss that is not finite makes
+      the weights NaN for the two epochs after its own.
 
     Raises:
       TypeError: ``steps_per_epoch`` is not a static int.
@@ -80,41 +79,24 @@ def dwa(temperature: Scalar = 2.0, *, steps_per_epoch: int = 1) -> Weighting:
             seen=jnp.zeros((num_terms,), jnp.int32),
         )
 
-    def update(
-        gramian: Gramian | None,
-        state: DWAState,
-        *,
-        losses: Losses | None = None,
-        present: Bool[Array, " K"] | None = None,
-        **extra_args: Any,
-    ) -> tuple[Weights, DWAState]:
-        del gramian, extra_args
-        num_terms, dtype = state.running.size, state.running.dtype
-        present = _checks.present(present, name, num_terms)
-        current = _weighting.losses_vector(
-            losses, name, num_terms, needed=True, present=present
-        )
-        current = jax.lax.stop_gradient(current).astype(dtype)
-
+    def find(problem: Problem, state: DWAState) -> tuple[Weights, DWAState]:
         last, before_last = state.averages
-        # 1 in the first two epochs, whose losses have nothing to be compared with.
-        ratios = _by_losses.ratio(last, before_last)
-        powers = jnp.exp((ratios - _absent.greatest(present, ratios)) / temperature)
-        powers = _terms.only_present(present, powers)
-        whole = jnp.sum(powers)
-        if present is not None:
-            whole = jnp.maximum(whole, 1)  # 0 if none is there, else never below 1
-        weights = _absent.number(present, num_terms) * powers / whole
-        weights = weights.astype(dtype)
+        # These are 1 in the first two epochs, which have no earlier losses.
+        ratios = _losses.ratio(last, before_last)
+        powers = jnp.exp((ratios - problem.largest(ratios)) / temperature)
+        weights = _losses.summing_to(problem, powers, 1.0 * problem.num_present)
 
-        running = state.running + current / length
+        running = state.running + problem.losses / length
         seen = jnp.asarray(optax.safe_increment(state.seen))
-        over = seen % length == 0
-        averages = jnp.where(over, jnp.stack([running, last]), state.averages)
-        return weights, DWAState(
-            running=_absent.keep(present, jnp.where(over, 0, running), state.running),
-            averages=_absent.keep(present, averages, state.averages),
-            seen=_absent.keep(present, seen, state.seen),
-        )
+        ended = seen % length == 0
+        averages = jnp.where(ended, jnp.stack([running, last]), state.averages)
+        running = jnp.where(ended, 0, running)
+        return weights.astype(running.dtype), DWAState(running, averages, seen)
 
-    return Weighting(init, update, reads_gramian=False, reads_losses=True)
+    return _weighting.method(
+        name,
+        init,
+        find,
+        reads_losses=True,
+        by_term=("running", "averages", "seen"),
+    )

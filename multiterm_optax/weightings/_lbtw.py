@@ -1,16 +1,15 @@
 """Loss-balanced task weighting: weights by how little each loss has fallen."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool
 
-from multiterm_optax import _checks, _terms, _weighting
-from multiterm_optax._typing import Gramian, Losses, Scalar, Weights
-from multiterm_optax._weighting import Weighting
-from multiterm_optax.weightings import _absent, _by_losses
+from multiterm_optax import _checks, _weighting
+from multiterm_optax._typing import Scalar, Weights
+from multiterm_optax._weighting import Problem, Weighting
+from multiterm_optax.weightings import _losses
 
 
 class LBTWState(NamedTuple):
@@ -35,23 +34,21 @@ def lbtw(
 
     .. math:: w_i(t) = \left( \frac{L_i(t)}{L_i(0)} \right)^{\alpha}
 
-    A term that has learned more weighs less. The weights are not normalised: all
-    fall as training goes on, and the step with them.
+    A term that has learned more has less weight. The weights are not normalised: they
+    fall as training goes on, and the step length falls with them.
 
     Args:
       alpha: :math:`\alpha`, not negative. 0: weights of 1.
       steps_per_epoch: ``None``: :math:`L_i(0)` is the first loss of the run. An int: it
-        is taken anew from the first batch of each epoch of so many steps, as the
-        authors do; the weights there are 1. A term's steps are those that it is
-        present in.
+        is the first loss of each epoch of that many steps, as in the authors' code; the
+        weights are 1 in that step. Only steps in which a term is present count for it.
       sum_to: ``None``: the weights as they are. A positive number: scaled to this sum.
-        ``"terms"``: to K, the number of terms present, as in the authors' code.
+        ``"terms"``: scaled to K, the number of present terms, as in the authors' code.
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the losses only. State: K numbers
-      and K counts. Losses must not be negative; a ratio to a loss of zero counts as 1,
-      no change. If the losses that the others are compared with are not finite, nor are
-      the weights.
+      and K counts. Losses must not be negative. A ratio to a loss of zero counts as 1,
+      which means no change. If :math:`L_i(0)` is not finite, neither is the weight.
 
     Raises:
       TypeError: ``steps_per_epoch`` is not a static int.
@@ -78,7 +75,7 @@ def lbtw(
             steps_per_epoch, "steps_per_epoch", name, low=1
         )
     if sum_to is not None:
-        _by_losses.check_total(sum_to, name)
+        _losses.check_sum_to(sum_to, name)
 
     def init(num_terms: int) -> LBTWState:
         return LBTWState(
@@ -86,32 +83,16 @@ def lbtw(
             seen=jnp.zeros((num_terms,), jnp.int32),
         )
 
-    def update(
-        gramian: Gramian | None,
-        state: LBTWState,
-        *,
-        losses: Losses | None = None,
-        present: Bool[Array, " K"] | None = None,
-        **extra_args: Any,
-    ) -> tuple[Weights, LBTWState]:
-        del gramian, extra_args
-        num_terms, dtype = state.first.size, state.first.dtype
-        present = _checks.present(present, name, num_terms)
-        current = _weighting.losses_vector(
-            losses, name, num_terms, needed=True, present=present
-        )
-        current = jax.lax.stop_gradient(current).astype(dtype)
+    def find(problem: Problem, state: LBTWState) -> tuple[Weights, LBTWState]:
         step = state.seen if steps_per_epoch is None else state.seen % steps_per_epoch
-        first = jnp.where(step == 0, current, state.first)
-        weights = jnp.maximum(_by_losses.ratio(current, first), 0) ** alpha
-        weights = _terms.only_present(present, weights)
+        first = jnp.where(step == 0, problem.losses, state.first)
+        weights = jnp.maximum(_losses.ratio(problem.losses, first), 0) ** alpha
         if sum_to is not None:
-            whole = _by_losses.total(sum_to, num_terms, present)
-            weights = _by_losses.summing_to(weights, whole, present)
+            target_sum = _losses.target_sum(sum_to, problem.num_present)
+            weights = _losses.summing_to(problem, weights, target_sum)
         seen = jnp.asarray(optax.safe_increment(state.seen))
-        return weights.astype(dtype), LBTWState(
-            first=_absent.keep(present, first, state.first),
-            seen=_absent.keep(present, seen, state.seen),
-        )
+        return weights.astype(first.dtype), LBTWState(first, seen)
 
-    return Weighting(init, update, reads_gramian=False, reads_losses=True)
+    return _weighting.method(
+        name, init, find, reads_losses=True, by_term=("first", "seen")
+    )

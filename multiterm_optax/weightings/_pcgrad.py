@@ -1,14 +1,13 @@
-"""PCGrad: each gradient gives up what conflicts with the others."""
+"""PCGrad: each gradient loses its components that conflict with the others."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
 
 from multiterm_optax import _checks, _weighting
-from multiterm_optax._typing import Gramian, Losses, Mixing
-from multiterm_optax._weighting import Weighting
+from multiterm_optax._typing import Gramian, Mixing
+from multiterm_optax._weighting import Problem, Weighting
 from multiterm_optax.weightings import _units
 
 
@@ -32,29 +31,19 @@ def pcgrad(key: jax.Array) -> Weighting:
 
       g_i' \leftarrow g_i' - \frac{\min(g_i' \cdot g_j, 0)}{\lVert g_j \rVert^2} g_j
 
-    where the :math:`g_j` are the gradients as they came. The result is a mixing matrix
-    whose row :math:`i` makes :math:`g_i'`; it is computed from the gramian alone, in
-    :math:`O(K^3)`, on gradients of unit length, so that it stays as it is when all
-    gradients are multiplied by a constant. Zero gradients are left alone.
+    where the :math:`g_j` are the original gradients. The order is new in each step and
+    for each term. Zero gradients are left alone.
 
-    The sum over terms is the update, as in the paper and in the authors' code: after
-    :func:`multiterm_optax.reweight` comes :func:`multiterm_optax.sum_terms`. Some
-    codes take the mean, which is a K times smaller learning rate.
-
-    The order is new at each step and for each term: ``key, draw = split(key)``, then
-    ``permutation(draw, [[0 .. K-1]] * K, axis=1, independent=True)`` (all of
-    :mod:`jax.random`). Groups share the draws. With two terms the order is irrelevant;
-    with more, permuting the terms permutes the distribution of the result, not each
-    draw. Absent terms drop out of the orders, and each order of the others stays as
-    likely as any.
+    The update is the sum over the terms, as in the paper and in the authors' code: put
+    :func:`multiterm_optax.sum_terms` after :func:`multiterm_optax.reweight`.
 
     Args:
       key: A random key, typed (``jax.random.key``) or raw (``jax.random.PRNGKey``).
 
     Returns:
-      A :class:`multiterm_optax.Weighting` whose weights are a matrix [K, K] with ones
-      on the diagonal (and zeros in the rows and columns of absent terms). It reads the
-      gramian.
+      A :class:`multiterm_optax.Weighting` that reads the gramian. Its weights are a
+      mixing matrix [K, K] whose row :math:`i` makes :math:`g_i'`, with ones on the
+      diagonal and zeros in the rows and columns of absent terms.
 
     Raises:
       TypeError: ``key`` is not one random key.
@@ -79,37 +68,27 @@ def pcgrad(key: jax.Array) -> Weighting:
         del num_terms
         return PCGradState(key=jnp.array(data))  # each group's state has its own copy
 
-    def update(
-        gramian: Gramian,
-        state: PCGradState,
-        *,
-        losses: Losses | None = None,
-        present: Bool[Array, " K"] | None = None,
-        **extra_args: Any,
-    ) -> tuple[Mixing, PCGradState]:
-        del losses, extra_args
+    def find(problem: Problem, state: PCGradState) -> tuple[Mixing, PCGradState]:
         now = jax.random.wrap_key_data(state.key, impl=impl)
         later, draw = jax.random.split(now)
-        each = jnp.arange(gramian.shape[0])
+        each = jnp.arange(problem.num_terms)
         orders = jax.random.permutation(
             draw, jnp.tile(each, (len(each), 1)), axis=1, independent=True
         )
-        present = _checks.present(present, "pcgrad", len(each))
-        # Projections off a zero gradient change nothing.
-        gramian = _weighting.pairs_present(present, gramian)
-        mixing = _weighting.pairs_present(present, _projections(gramian, orders))
+        # Projecting off a zero gradient, such as an absent term's, changes nothing.
+        mixing = _projections(problem.gramian, orders)
         return mixing, PCGradState(jax.random.key_data(later))
 
-    return Weighting(init, update)
+    return _weighting.method("pcgrad", init, find, reads_gramian=True)
 
 
 def _projections(gramian: Gramian, orders: jax.Array) -> Mixing:
-    scaled, units, _ = _units.split(jax.lax.stop_gradient(gramian))
-    count = gramian.shape[0]
+    scaled, units, _ = _units.split(gramian)
+    num_terms = gramian.shape[0]
 
     def one_term(term: jax.Array, order: jax.Array) -> jax.Array:
-        # Along the way: the new gradient's coefficients in the old ones, and its dot
-        # products with them.
+        # The loop carries the coefficients of the new gradient in the old ones, and its
+        # dot products with them.
         def project(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> Any:
             coefficients, dots = carry
             other = order[i]
@@ -118,8 +97,8 @@ def _projections(gramian: Gramian, orders: jax.Array) -> Mixing:
             return coefficients.at[other].add(-step), dots - step * scaled[other]
 
         start = jnp.zeros_like(scaled[0]).at[term].set(1), scaled[term]
-        return jax.lax.fori_loop(0, count, project, start)[0]
+        return jax.lax.fori_loop(0, num_terms, project, start)[0]
 
-    coefficients = jax.vmap(one_term)(jnp.arange(count), orders)
+    coefficients = jax.vmap(one_term)(jnp.arange(num_terms), orders)
     ratios = units[:, None] / units[None, :]
     return jnp.where(coefficients == 0, 0, coefficients * ratios)

@@ -1,19 +1,19 @@
+# Longer than most: the variants of the paper and its code, and terms that are absent.
 """SoftAdapt: more weight for the losses that fall the least."""
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool
 
-from multiterm_optax import _checks, _terms, _weighting
-from multiterm_optax._typing import Gramian, Losses, Scalar, Weights
-from multiterm_optax._weighting import Weighting
-from multiterm_optax.weightings import _absent, _by_losses
+from multiterm_optax import _checks, _weighting
+from multiterm_optax._typing import Scalar, Weights
+from multiterm_optax._weighting import Problem, Weighting
+from multiterm_optax.weightings import _losses
 
-# Coefficients grow like 2^order; beyond, the largest nears float32's own.
+# Coefficients grow like 2^order; beyond this order they would overflow in float32.
 _MAX_ORDER = 100
 
 
@@ -21,8 +21,8 @@ class SoftAdaptState(NamedTuple):
     """State of :func:`softadapt`.
 
     Attributes:
-      held: The weights in use [K] if all terms are present.
-      history: The last n losses [n, K], the newest last; zeros before they were seen.
+      held: The weights in use [K], if all terms are present.
+      history: The last n losses [n, K], the newest last; zeros before they are seen.
       seen: Number of losses seen so far of each term [K], int32.
     """
 
@@ -53,41 +53,29 @@ def softadapt(
       c_0 = \sum_{j=1}^{p} \frac1j, \quad c_m = \frac{(-1)^m}{m} \binom{p}{m}, \qquad
       w_i = \frac{e^{\beta s_i}}{\sum_j e^{\beta s_j}} .
 
-    Variants, which may be combined: ``normalized`` first divides the rates by
-    :math:`\sum_j |s_j| + \epsilon`; ``loss_weighted`` then replaces the weights by
-    :math:`f_i w_i / (\sum_j f_j w_j + \epsilon)`, f the losses.
-
-    The weights are equal until n losses have been seen. At step t the newest of them is
-    the loss of step t. Steps in which a term is absent are none of its own: its losses
-    are those of the last n steps with it. A term present that has not been in n steps
-    yet, where others have, gets 1 / K, and the others share the rest.
+    The weights are equal until n losses have been seen.
 
     Args:
       beta: :math:`\beta`. Positive: more weight for losses that rise or fall the
         least. Negative: for those that fall the fastest. 0: equal weights.
       history: n, the number of losses kept, at least 2.
-      order: p, the order of the difference, in [1, n - 1]. ``None``: n - 1. Noise in
-        the losses is amplified like :math:`2^p`.
-      normalized: Divide the rates by the sum of their sizes, so that ``beta`` does not
-        depend on the losses' scale.
-      loss_weighted: Multiply the weights by the losses: ``"mean"``, or True, by the
-        mean of the last n; ``"current"`` by the newest. Losses must not be negative;
-        where all are zero the weights are equal.
-      update_every: The weights are found anew once in so many steps, the first time
-        when n losses have been seen, and held in between. With absent terms, each has
-        its own count of steps, the weights of all present terms are found anew when it
-        is the turn of one, and held ones are scaled to their sum. The share that
-        present terms have against absent ones stays.
-      sum_to: What the weights add up to: a positive number, or ``"terms"`` for K, the
-        number of terms present. With the default, 1, the step is about K times shorter
-        than on the plain sum of the losses.
-      eps: :math:`\epsilon`, not negative. With ``loss_weighted`` and losses as small
-        as this the weights add up to less; 0 keeps their sum at any scale.
+      order: p, the order of the difference, in [1, n - 1]. ``None``: n - 1.
+      normalized: First divide the rates by :math:`\sum_j |s_j| + \epsilon`, so that
+        ``beta`` does not depend on the losses' scale.
+      loss_weighted: Then replace the weights by
+        :math:`f_i w_i / (\sum_j f_j w_j + \epsilon)`, where f is the mean of the last n
+        losses (``"mean"`` or True) or the newest (``"current"``); none may be negative.
+      update_every: The weights are recomputed once in this many steps, first when n
+        losses have been seen, and held in between.
+      sum_to: The sum of the weights: a positive number, or ``"terms"`` for K, the
+        number of present terms. With 1 the step is about K times shorter than on the
+        plain sum of the losses.
+      eps: :math:`\epsilon`, not negative.
 
     Returns:
-      A :class:`multiterm_optax.Weighting` that reads the losses only. State: n K + K
-      numbers and K counts. A loss that is not finite makes the weights NaN until it has
-      left the history.
+      A :class:`multiterm_optax.Weighting` that reads the losses only; weights [K]. A
+      loss that is not finite makes the weights NaN until it has left the history. Steps
+      in which a term is absent do not enter its history.
 
     Raises:
       TypeError: ``history``, ``order`` or ``update_every`` is not a static int.
@@ -95,9 +83,7 @@ def softadapt(
 
     Source:
       Heydari, Thompson and Mehmood, "SoftAdapt: Techniques for Adaptive Loss Weighting
-      of Neural Networks with Multi-Part Loss Functions", 2019, Alg. 1 and Eq. 3
-      (``beta``, ``eps``, the mean), Eq. 4 (``"current"``). ``history`` is that of the
-      examples of the authors' package; the paper leaves it open.
+      of Neural Networks with Multi-Part Loss Functions", 2019, Alg. 1, Eq. 3 and 4.
 
     Example:
       >>> import jax.numpy as jnp
@@ -121,7 +107,7 @@ def softadapt(
     _checks.one_of(
         loss_weighted, "loss_weighted", name, (False, True, "mean", "current")
     )
-    _by_losses.check_total(sum_to, name)
+    _losses.check_sum_to(sum_to, name)
     _checks.non_negative(eps, "eps", name)
 
     def rates(past: jax.Array) -> jax.Array:
@@ -129,81 +115,70 @@ def softadapt(
         newest_first = past[::-1][: order + 1]
         return jnp.sum(backward[:, None] * newest_first, axis=0)
 
-    def found(past: jax.Array, known: jax.Array) -> Weights:
-        # Among the terms with n losses; the others' are not read.
+    def from_rates(past: jax.Array, known: jax.Array) -> Weights:
+        # Only the terms that have n losses are read.
         past = jnp.where(known, past, 0)
-        count = jnp.sum(known)
+        num_known = jnp.sum(known)
         speeds = rates(past)
         if normalized:
             size = jnp.sum(jnp.abs(speeds)) + eps
             speeds = speeds / jnp.where(size == 0, 1, size)
-        # The shift by max(beta s), made before the product so that no beta overflows.
+        # Shifts by max(beta s), before the product, so that no beta overflows.
         top = jnp.where(
             beta >= 0,
             jnp.max(speeds, where=known, initial=-jnp.inf),
             jnp.min(speeds, where=known, initial=jnp.inf),
         )
         powers = jnp.where(known, jnp.exp(beta * (speeds - top)), 0)
-        weights = powers / jnp.where(count == 0, 1, jnp.sum(powers))
+        weights = powers / jnp.where(num_known == 0, 1, jnp.sum(powers))
         if loss_weighted:
             losses = past[-1] if loss_weighted == "current" else jnp.mean(past, axis=0)
             weighted = losses * weights
-            whole = jnp.sum(weighted)
-            silent = whole <= 0
-            shares = weighted / (jnp.where(silent, 1, whole) + eps)
-            weights = jnp.where(silent, known / jnp.maximum(count, 1), shares)
-        return jnp.where(count == 1, known, weights)  # not 1 - eps
+            total = jnp.sum(weighted)
+            all_zero = total <= 0
+            shares = weighted / (jnp.where(all_zero, 1, total) + eps)
+            weights = jnp.where(all_zero, known / jnp.maximum(num_known, 1), shares)
+        return jnp.where(num_known == 1, known, weights)  # not 1 - eps
 
     def init(num_terms: int) -> SoftAdaptState:
         dtype = jnp.result_type(float)
-        equal = _by_losses.total(sum_to, num_terms) / num_terms
+        equal = _losses.target_sum(sum_to, num_terms) / num_terms
         return SoftAdaptState(
             held=jnp.full((num_terms,), equal, dtype),
             history=jnp.zeros((history, num_terms), dtype),
             seen=jnp.zeros((num_terms,), jnp.int32),
         )
 
-    def update(
-        gramian: Gramian | None,
-        state: SoftAdaptState,
-        *,
-        losses: Losses | None = None,
-        present: Bool[Array, " K"] | None = None,
-        **extra_args: Any,
-    ) -> tuple[Weights, SoftAdaptState]:
-        del gramian, extra_args
-        num_terms, dtype = state.held.size, state.held.dtype
-        present = _checks.present(present, name, num_terms)
-        newest = _weighting.losses_vector(
-            losses, name, num_terms, needed=True, present=present
-        )
-        newest = jax.lax.stop_gradient(newest).astype(dtype)
-        past = jnp.concatenate([state.history[1:], newest[None]])
-        past = _absent.keep(present, past, state.history)
+    def find(problem: Problem, state: SoftAdaptState) -> tuple[Weights, SoftAdaptState]:
+        dtype = state.held.dtype
+        past = jnp.concatenate([state.history[1:], problem.losses[None]])
+        past = problem.keep_absent(past, state.history)
         seen = jnp.asarray(optax.safe_increment(state.seen))
-        seen = _absent.keep(present, seen, state.seen)
+        seen = problem.keep_absent(seen, state.seen)
 
         known = seen >= history
-        if present is not None:
-            known = known & present
-        whole = _by_losses.total(sum_to, num_terms, present)
-        share = _absent.equal_shares(present, state.held)
-        part = jnp.sum(known) / _absent.number(present, num_terms)
-        fresh = whole * jnp.where(known, part * found(past, known), share)
+        if problem.present is not None:
+            known = known & problem.present
+        target_sum = _losses.target_sum(sum_to, problem.num_present)
+        share = problem.equal_shares(dtype)
+        part = jnp.sum(known) / problem.num_present
+        fresh = target_sum * jnp.where(known, part * from_rates(past, known), share)
         due = jnp.any(known & ((seen - history) % update_every == 0)) | ~jnp.any(known)
-        if present is None:
+        if problem.present is None:
             weights = jnp.where(due, fresh, state.held).astype(dtype)
             return weights, SoftAdaptState(weights, past, seen)
-        held = _terms.only_present(present, state.held)
-        weights = jnp.where(due, fresh, _by_losses.summing_to(held, whole, present))
-        # The weights held by all terms keep their sum; NaN does not last.
+        held = problem.only_present(state.held)
+        weights = jnp.where(due, fresh, _losses.summing_to(problem, held, target_sum))
+        # What is held keeps its sum over all terms; NaN in it does not persist.
         sum_held = jnp.sum(held)
-        start = jnp.sum(_by_losses.total(sum_to, num_terms) / num_terms * present)
-        sum_held = jnp.where(sum_held >= 0, sum_held, start)
-        held = _absent.keep(present, weights * (sum_held / whole), state.held)
+        equal = _losses.target_sum(sum_to, problem.num_terms) / problem.num_terms
+        sum_held = jnp.where(sum_held >= 0, sum_held, jnp.sum(equal * problem.present))
+        held = weights * (sum_held / target_sum)
         return weights.astype(dtype), SoftAdaptState(held.astype(dtype), past, seen)
 
-    return Weighting(init, update, reads_gramian=False, reads_losses=True)
+    return _weighting.method(
+        name, init, find, reads_losses=True, by_term=("held", "history", "seen")
+    )
 
 
 def _backward_difference(order: int) -> list[float]:

@@ -6,16 +6,15 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool
 
-from multiterm_optax import _checks, _terms, _weighting
-from multiterm_optax._typing import Gramian, Losses, Weights
-from multiterm_optax._weighting import Weighting
-from multiterm_optax.weightings import _absent
+from multiterm_optax import _checks, _weighting
+from multiterm_optax._typing import Weights
+from multiterm_optax._weighting import Problem, Weighting
+from multiterm_optax.weightings import _learned
 
 Likelihood = Literal["regression", "classification"]
 
-# The factor of the loss at variance 1.
+# The weight of the loss at variance 1.
 _FACTORS = {"regression": 0.5, "classification": 1.0}
 
 
@@ -23,7 +22,7 @@ class UncertaintyState(NamedTuple):
     r"""State of :func:`uncertainty`.
 
     Attributes:
-      log_variance: :math:`s = \log \sigma^2` [K] that the next step will use.
+      log_variance: :math:`s = \log \sigma^2` [K] for the next step.
       optimizer: State of the transformation that learns it.
     """
 
@@ -44,14 +43,11 @@ def uncertainty(
 
       \sum_i a_i e^{-s_i} L_i + \tfrac12 s_i, \qquad w_i = a_i e^{-s_i},
 
-    the negative log likelihood of a Gaussian,
-    :math:`L_i / 2 \sigma_i^2 + \log \sigma_i` (``"regression"``, :math:`a_i = 1/2`,
-    :math:`L_i` a squared error), or of a scaled softmax,
-    :math:`L_i / \sigma_i^2 + \log \sigma_i` (``"classification"``, :math:`a_i = 1`,
-    :math:`L_i` a cross entropy). The optimum is :math:`\sigma_i^2 = 2 a_i L_i`, where
-    :math:`w_i L_i = 1/2`.
-
-    A step uses the :math:`s_i` it finds, 0 at first, and learns them for the next one.
+    with :math:`a_i = 1/2` for the likelihood of a Gaussian (``"regression"``,
+    :math:`L_i` a squared error) and :math:`a_i = 1` for that of a scaled softmax
+    (``"classification"``, :math:`L_i` a cross entropy). The optimum is at
+    :math:`w_i L_i = 1/2`. The :math:`s_i` start at 0; each step uses those that the one
+    before it has learned.
 
     Args:
       optimizer: The Optax transformation that learns :math:`s`, with its learning rate.
@@ -60,21 +56,19 @@ def uncertainty(
         of K of them.
 
     Returns:
-      A :class:`multiterm_optax.Weighting` that reads the losses only. The weights are
-      not normalised: they grow as the losses fall. State: K numbers and the
-      optimizer's, of which an absent term's part stays, but not a count of steps that
-      belongs to all terms. A loss of zero or less has no optimum and does not move its
-      :math:`s`. A loss that is not finite makes it NaN for good: keep such steps out.
+      A :class:`multiterm_optax.Weighting` that reads the losses only. The weights [K]
+      are not normalised: they grow as the losses fall. A loss of zero or less has no
+      optimum and does not change its :math:`s`. A loss that is not finite makes it NaN
+      for good: keep such steps out.
 
     Raises:
       TypeError: ``optimizer`` is not a transformation.
-      ValueError: ``likelihood`` is not one of the choices, there are not K of them, or
-        losses are missing.
+      ValueError: ``likelihood`` is not one of the choices or not K of them, or losses
+        are missing.
 
     Source:
       Kendall, Gal and Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses
-      for Scene Geometry and Semantics", CVPR 2018, Eq. 7 and 10; log variances as in
-      3.2, their start and optimizer as in the authors' example.
+      for Scene Geometry and Semantics", CVPR 2018, Eq. 7 and 10; log variances: 3.2.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -91,13 +85,13 @@ def uncertainty(
     name = "uncertainty"
     learner = optax.adam(1e-3) if optimizer is None else optimizer
     _checks.transformation(learner, "optimizer", name)
-    alike = isinstance(likelihood, str) or not isinstance(likelihood, Sequence)
-    kinds = [likelihood] if alike else list(likelihood)
+    one_for_all = isinstance(likelihood, str) or not isinstance(likelihood, Sequence)
+    kinds: list[Any] = [likelihood] if one_for_all else list(likelihood)
     for kind in kinds:
         _checks.one_of(kind, "likelihood", name, tuple(_FACTORS))
 
     def factors(num_terms: int, dtype: Any) -> jax.Array:
-        if not alike and len(kinds) != num_terms:
+        if not one_for_all and len(kinds) != num_terms:
             raise ValueError(
                 f"{name}: likelihood must be one of the choices or a sequence of "
                 f"num_terms={num_terms} of them, found {len(kinds)}."
@@ -113,31 +107,17 @@ def uncertainty(
             optimizer=learner.init(jnp.zeros((num_terms,), dtype)),
         )
 
-    def update(
-        gramian: Gramian | None,
-        state: UncertaintyState,
-        *,
-        losses: Losses | None = None,
-        present: Bool[Array, " K"] | None = None,
-        **extra_args: Any,
+    def find(
+        problem: Problem, state: UncertaintyState
     ) -> tuple[Weights, UncertaintyState]:
-        del gramian, extra_args
         now = state.log_variance
-        present = _checks.present(present, name, now.size)
-        current = _weighting.losses_vector(
-            losses, name, now.size, needed=True, present=present
-        )
-        current = jax.lax.stop_gradient(current).astype(now.dtype)
         weights = factors(now.size, now.dtype) * jnp.exp(-now)
-        gradient = jnp.where(current <= 0, 0, 0.5 - weights * current)
         # The gradient of an absent term is zero, as its loss is.
-        step, learned = learner.update(gradient, state.optimizer, now)
-        later = jnp.asarray(optax.apply_updates(now, step))
-        return _terms.only_present(present, weights), UncertaintyState(
-            log_variance=_absent.keep(present, later, now),
-            optimizer=_absent.keep_optimizer(
-                present, learned, state.optimizer, learner.init, now
-            ),
-        )
+        gradient = 0.5 - weights * problem.losses
+        gradient = jnp.where(problem.losses <= 0, 0, gradient)
+        later, learned = _learned.step(problem, learner, gradient, state.optimizer, now)
+        return weights, UncertaintyState(later, learned)
 
-    return Weighting(init, update, reads_gramian=False, reads_losses=True)
+    return _weighting.method(
+        name, init, find, reads_losses=True, by_term=("log_variance",)
+    )

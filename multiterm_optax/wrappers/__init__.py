@@ -1,9 +1,9 @@
-"""Around whole optimizers: stages that own an inner transformation.
+"""Wrappers around whole optimizers: stages that own an inner transformation.
 
 A wrapper of this floor takes per-term gradients, every leaf ``[K, *p]``, and returns
-updates ``[*p]``. Its inner transformation is an ordinary one for ``weighted``; for the
-others, which stand where Optax's wrapper of the same name would lose track of the term
-axis, it is K -> 1 itself.
+updates ``[*p]``. The inner transformation of ``weighted`` is an ordinary one. That of
+the others is K -> 1 itself; they replace the Optax wrappers of the same names, which
+would lose track of the term axis.
 """
 
 from multiterm_optax.wrappers._apply_if_finite import (

@@ -1,26 +1,25 @@
-"""Terms that are not finite are left out, or the step is."""
+"""Leaves out terms that are not finite, or skips the step."""
 
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int
 
-from multiterm_optax import _checks, _terms, _weighting
+from multiterm_optax import _checks, _stages, _terms
+from multiterm_optax._stages import Step
 from multiterm_optax._typing import Scalar
 from multiterm_optax.wrappers._inner import losses_like, step_or_hold
 
 
 class ApplyIfFiniteState(NamedTuple):
-    """State of :func:`apply_if_finite`; :class:`optax.ApplyIfFiniteState` by term.
-
-    A term that is absent keeps its entries.
+    """State of :func:`apply_if_finite`; an absent term keeps its entries.
 
     Attributes:
       notfinite_count: Steps in a row in which the term was not finite, [K], int32.
-      last_finite: Whether the term was finite when it was last there, [K].
+      last_finite: Whether the term was finite when it was last present, [K].
       total_notfinite: Steps in which the term was not finite, [K], int32.
       notfinite_steps: Steps in a row in which some term was not finite, int32.
       inner_state: The inner optimizer's state.
@@ -42,33 +41,29 @@ def apply_if_finite(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Leaves out terms that are not finite: :func:`optax.apply_if_finite` by term.
 
-    A term is *not finite* in a step when its loss, if passed, or any element of its
-    gradient is infinite or NaN. It is then taken as absent: ``inner`` gets zeros for it
-    and ``present`` False, so that the step is the one of the other terms and the term's
-    own statistics stay. When no finite term is left, the updates are zero and
-    ``inner``'s whole state stays.
+    A term is *not finite* in a step if its loss, if passed, or any element of its
+    gradient is infinite or NaN. It is then treated as absent: ``inner`` gets zeros for
+    it and ``present`` False. If no finite term is left, the step is skipped: the
+    updates are zero and ``inner``'s state stays.
 
     Args:
       inner: A whole optimizer from K terms to one update, such as ``mtadam(1e-3, K)``
         or a chain with an aggregator.
       num_terms: K, the number of terms.
-      max_consecutive_errors: Steps in a row that a term may be left out, not negative.
-        From the next on it gets through as it is, as in Optax, so that a run that is
-        broken for good shows it.
-      skip: ``"term"``: as above. ``"step"``: any term that is not finite skips the
-        whole step, at most ``max_consecutive_errors`` in a row, whichever terms they
-        were. With one term the two are :func:`optax.apply_if_finite`.
+      max_consecutive_errors: Steps in a row that a term may be left out, at least 0.
+        After that it is passed on, as in Optax, so that a broken run shows.
+      skip: ``"term"``: as above. ``"step"``: a term that is not finite skips the step,
+        at most ``max_consecutive_errors`` in a row, whichever terms they were.
 
     Returns:
       An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. With
-      ``skip="term"`` the extra argument ``present`` always reaches ``inner``: what the
-      user passed, less the terms left out. Of a term that the user says is absent
-      nothing is read or counted.
+      ``skip="term"`` ``inner`` always gets ``present``, False for the terms left out.
+      Terms that the user declares absent are neither read nor counted.
 
     Raises:
       TypeError: ``inner`` is not a transformation.
       ValueError: A hyperparameter is out of range, ``inner`` leaves the term axis on,
-        or an update has not the term axis first.
+        or an update lacks the leading term axis.
 
     Example:
       >>> import jax.numpy as jnp
@@ -99,64 +94,50 @@ def apply_if_finite(
         )
 
     def update_fn(
-        updates: optax.Updates,
-        state: ApplyIfFiniteState,
-        params: optax.Params | None = None,
-        *,
-        losses: Any = None,
-        present: Any = None,
-        **extra_args: Any,
+        step: Step, state: ApplyIfFiniteState
     ) -> tuple[optax.Updates, ApplyIfFiniteState]:
-        _checks.term_axis(updates, params, name, num_terms)
-        _checks.state(state, init_fn, updates, name, inner="inner_state")
-        present = _checks.present(present, name, num_terms)
-        values = _weighting.losses_vector(
-            losses, name, num_terms, needed=False, present=present
-        )
-        there = jnp.ones((num_terms,), jnp.bool_) if present is None else present
-        finite = jnp.ones((num_terms,), jnp.bool_)
-        if values is not None:
-            finite = jnp.isfinite(values)
+        updates, present, losses = step.updates, step.present, step.losses
+        values = step.losses_vector(name, num_terms)
+        all_true = jnp.ones((num_terms,), jnp.bool_)
+        present_mask = all_true if present is None else present
+        finite = all_true if values is None else jnp.isfinite(values)
         for leaf in jax.tree.leaves(updates):
             finite &= jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim)))
-        failed = there & ~finite
+        failed = present_mask & ~finite
         any_failed = jnp.any(failed)
 
         more = optax.safe_increment(state.notfinite_count)
-        in_a_row = jnp.where(failed, more, jnp.where(there, 0, state.notfinite_count))
+        in_a_row = jnp.where(
+            failed, more, jnp.where(present_mask, 0, state.notfinite_count)
+        )
         steps_in_a_row = jnp.where(
             any_failed, optax.safe_increment(state.notfinite_steps), 0
         )
 
         if skip == "step":
-            take = ~any_failed | (steps_in_a_row > max_consecutive_errors)
+            is_taken = ~any_failed | (steps_in_a_row > max_consecutive_errors)
         else:
             left_out = failed & (in_a_row <= max_consecutive_errors)
-            present = there & ~left_out
-            take = jnp.any(present) | ~jnp.any(left_out)
+            present = present_mask & ~left_out
+            is_taken = jnp.any(present) | ~jnp.any(left_out)
             if values is not None:
                 losses = losses_like(losses, _terms.only_present(present, values))
 
-        forwarded = dict(extra_args)
-        if losses is not None:
-            forwarded["losses"] = losses
-        if present is not None:
-            forwarded["present"] = present
+        forwarded = step.forwarded(losses=losses, present=present)
 
-        def step(inner_state: optax.OptState) -> tuple[optax.Updates, optax.OptState]:
+        def take(inner_state: optax.OptState) -> tuple[optax.Updates, optax.OptState]:
             given = updates
             if skip == "term":
-                # Zeros also for a stage that does not know of absent terms, such as
-                # one of Optax's before the aggregator.
+                # Zeros also serve stages that ignore ``present``, as Optax's do.
                 given = jax.tree.map(partial(_terms.only_present, present), updates)
-            return inner.update(given, inner_state, params, **forwarded)
+            return inner.update(given, inner_state, step.params, **forwarded)
 
         stepped, inner_state = step_or_hold(
-            take, step, updates, state.inner_state, name
+            is_taken, take, updates, state.inner_state, name
         )
         return stepped, ApplyIfFiniteState(
             notfinite_count=in_a_row,
-            last_finite=jnp.where(there, finite, state.last_finite),
+            last_finite=jnp.where(present_mask, finite, state.last_finite),
             total_notfinite=jnp.where(
                 failed,
                 optax.safe_increment(state.total_notfinite),
@@ -166,4 +147,4 @@ def apply_if_finite(
             inner_state=inner_state,
         )
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return _stages.stage(name, num_terms, init_fn, update_fn, inner="inner_state")

@@ -1,4 +1,5 @@
-"""optax.chain with an eye on the term axis."""
+# Longer than most: its messages say which stage made the mistake.
+"""``optax.chain`` that checks where the term axis is removed."""
 
 from typing import Any
 
@@ -16,19 +17,18 @@ def chain(
 ) -> optax.GradientTransformationExtraArgs:
     r"""``optax.chain`` that refuses a chain without its one aggregator.
 
-    Computes what :func:`optax.chain` computes and has its state. While ``update`` is
-    traced it follows the shapes: the updates come with the term axis, exactly one stage
-    removes it from every leaf, and a stage before that one must not be one that was
-    initialised for updates without it. :func:`optax.chain` cannot tell: there, with
-    the aggregator forgotten, an Adam broadcasts its moments and the parameters silently
-    become [K, \*p].
+    Computes what :func:`optax.chain` computes and has the same state. While ``update``
+    is traced it follows the shapes: the updates come with the term axis, exactly one
+    stage removes it from every leaf, and no stage before that one was initialised for
+    updates without it. :func:`optax.chain` cannot tell. If the aggregator is forgotten
+    there, Adam broadcasts its moments and the parameters silently become [K, \*p].
 
-    What shapes do not show passes, such as :func:`optax.add_decayed_weights` before
-    the aggregator, which decays K times.
+    Mistakes that shapes do not show pass, such as :func:`optax.add_decayed_weights`
+    before the aggregator, which decays K times.
 
     Args:
-      *stages: Transformations; one of them removes the term axis. Stages of one kind
-        may be grouped by :func:`optax.chain`: this function is for the whole.
+      *stages: Transformations, one of which removes the term axis. Stages of one kind
+        may be grouped by :func:`optax.chain`; use this function for the whole chain.
 
     Returns:
       An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. Extra
@@ -37,7 +37,7 @@ def chain(
     Raises:
       TypeError: A stage is not a transformation.
       ValueError: There is no aggregator, or one too many, or an ordinary stage with a
-        state stands before it, or an update has not the term axis first.
+        state before it, or an update lacks the leading term axis.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -103,7 +103,7 @@ def chain(
 
 
 def _origin(stage: optax.GradientTransformation) -> str:
-    """Package and function that made a stage, as far as they can be known."""
+    """Package and function that made a stage, as far as it shows them."""
     update = stage.update
     made_by = getattr(update, "__qualname__", type(update).__name__).split(".")[0]
     package = (getattr(update, "__module__", None) or "").split(".")[0]
@@ -120,7 +120,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _removes(before: Any, after: Any, label: str) -> bool:
-    """Whether a stage took the term axis away; it must do so for all leaves or none."""
+    """Whether a stage removed the term axis, which it must from all leaves or none."""
     _check_structure(before, after, label)
     removed, kept = [], []
     new_shapes = _shapes(after)
@@ -144,12 +144,12 @@ def _removes(before: Any, after: Any, label: str) -> bool:
 
 
 def _check_kept(before: Any, after: Any, label: str, removed_by: str) -> None:
-    """After the aggregator shapes are the parameters', and stay."""
+    """Refuses stages after the aggregator that change shapes or need the term axis."""
     _check_structure(before, after, label)
     new_shapes = _shapes(after)
     for path, old in _shapes(before).items():
-        # A stage of this package needs the term axis. Without params it cannot miss it
-        # where a parameter happens to have K rows.
+        # A stage of this package needs the term axis. Without params it cannot notice
+        # that the axis is missing if a parameter happens to have K rows.
         if new_shapes[path] != old or _is_own(label):
             raise ValueError(
                 f"{_NAME}: {label} gets updates{path} of shape {old} without the term "

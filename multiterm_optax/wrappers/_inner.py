@@ -1,4 +1,4 @@
-"""What wrappers share that may leave out a step of their inner transformation."""
+"""Helpers for wrappers that may skip a step of their inner transformation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,25 +11,25 @@ from multiterm_optax._typing import Losses
 
 
 def step_or_hold(
-    take: jax.Array,
-    step: Callable[[Any], tuple[Any, Any]],
+    is_taken: jax.Array,
+    take: Callable[[Any], tuple[Any, Any]],
     updates: Any,
     state: Any,
     name: str,
 ) -> tuple[Any, Any]:
-    """``step(state)``, or zero updates [*p] and ``state`` as it was."""
-    shapes, new_state = jax.eval_shape(step, state)
+    """Returns ``take(state)``, or zero updates [*p] and ``state`` unchanged."""
+    shapes, new_state = jax.eval_shape(take, state)
     _checks.term_axis_removed(shapes, updates, name)
     _checks.state_keeps_shapes(state, new_state, f"{name}: a stage of inner")
 
     def hold(held: Any) -> tuple[Any, Any]:
-        return jax.tree.map(jnp.zeros_like, shapes), held  # with their shardings
+        return jax.tree.map(jnp.zeros_like, shapes), held  # zeros with the shardings
 
-    return jax.lax.cond(take, step, hold, state)
+    return jax.lax.cond(is_taken, take, hold, state)
 
 
 def losses_like(losses: Any, values: Losses) -> Any:
-    """``values`` [K] in the structure, and floating dtypes, of the user's losses."""
+    """``values`` [K] in the structure and the floating dtypes of the user's losses."""
     leaves, structure = jax.tree.flatten(losses)
     parts = [values] if jnp.ndim(leaves[0]) else list(values)
 

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import optax
 
-from multiterm_optax import _checks, _terms
+from multiterm_optax import _checks, _stages, _terms
+from multiterm_optax._stages import Step
 
 Mask = Any | Callable[[optax.Params], Any]
 
@@ -15,34 +16,34 @@ Mask = Any | Callable[[optax.Params], Any]
 def masked(
     inner: optax.GradientTransformation, mask: Mask, num_terms: int
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Only some leaves go through ``inner``, the others leave as the sum of terms.
+    r"""Applies ``inner`` to some leaves and sums the terms of the others.
 
-    :func:`optax.masked` for a transformation from K terms to one update: there a leaf
-    that is left out would keep its term axis. Here it leaves as :math:`\sum_i g_i`,
+    :func:`optax.masked` for a transformation from K terms to one update. In Optax's a
+    leaf that is left out would keep its term axis. Here it becomes :math:`\sum_i g_i`,
     the gradient of the summed loss, for the stages that follow.
 
     For a stage that keeps the term axis, such as
-    :func:`multiterm_optax.balance_by_norm`, :func:`optax.masked` with a tree of
-    booleans does what it says.
+    :func:`multiterm_optax.balance_by_norm`, use :func:`optax.masked` with a tree of
+    booleans.
 
     Args:
       inner: A transformation from K terms to one update, such as ``mtadam(1e-3, K)``
-        or a chain with an aggregator. It has state for the masked leaves only.
+        or a chain with an aggregator. It has state for the chosen leaves only.
       mask: A tree of booleans like the parameters, a prefix of it, or a function of the
         parameters that returns one: True for what goes through ``inner``. A function
-        sees leaves of the parameters' shapes [\*p], so that it may go by ``ndim``.
+        sees leaves of the parameters' shapes [\*p], so that it may use ``ndim``.
       num_terms: K, the number of terms.
 
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates [\*p]. Its
-      state is an :class:`optax.MaskedState`. A term that ``present`` says is not there
-      takes no part in the sum.
+      state is an :class:`optax.MaskedState`. A term that is absent by ``present`` is
+      left out of the sum.
 
     Raises:
-      TypeError: ``inner`` is not a transformation, or ``mask`` holds something else
-        than booleans.
-      ValueError: ``mask`` is no prefix of the updates, ``inner`` leaves the term axis
-        on, or an update has not the term axis first.
+      TypeError: ``inner`` is not a transformation, or ``mask`` holds anything but
+        booleans.
+      ValueError: ``mask`` is not a prefix of the updates, ``inner`` leaves the term
+        axis on, or an update lacks the leading term axis.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -61,7 +62,7 @@ def masked(
     inner = optax.with_extra_args_support(inner)
 
     def chosen(tree: Any) -> Any:
-        """The whole tree of booleans, one for each leaf."""
+        """A tree with one boolean for each leaf."""
         flags = mask(tree) if callable(mask) else mask
         return _full_mask(flags, tree, name)
 
@@ -77,18 +78,9 @@ def masked(
         return optax.MaskedState(inner.init(keep(chosen(params), params)))
 
     def update_fn(
-        updates: optax.Updates,
-        state: optax.MaskedState,
-        params: optax.Params | None = None,
-        *,
-        present: Any = None,
-        **extra_args: Any,
+        step: Step, state: optax.MaskedState
     ) -> tuple[optax.Updates, optax.MaskedState]:
-        _checks.term_axis(updates, params, name, num_terms)
-        _checks.state(state, init_fn, updates, name, inner="inner_state")
-        present = _checks.present(present, name, num_terms)
-        if present is not None:
-            extra_args["present"] = present
+        updates, params = step.updates, step.params
         shapes = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), updates
         )
@@ -98,7 +90,7 @@ def masked(
             picked,
             state.inner_state,
             None if params is None else keep(flags, params),
-            **extra_args,
+            **step.forwarded(),
         )
         _checks.term_axis_removed(stepped, picked, name)
         _checks.state_keeps_shapes(
@@ -106,14 +98,14 @@ def masked(
         )
 
         def choose(flag: Any, new: Any, leaf: jax.Array) -> jax.Array:
-            return new if flag else _terms.sum_terms(_terms.only_present(present, leaf))
+            return new if flag else _terms.sum_terms(leaf)
 
         return (
             jax.tree.map(choose, flags, stepped, updates),
             optax.MaskedState(inner_state),
         )
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return _stages.stage(name, num_terms, init_fn, update_fn, inner="inner_state")
 
 
 def _full_mask(flags: Any, tree: Any, name: str) -> Any:

@@ -1,3 +1,4 @@
+# Longer than most: means of gradients and of losses, with terms that may be absent.
 """Accumulation over microbatches in front of a whole K -> 1 optimizer."""
 
 import operator
@@ -8,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from multiterm_optax import _checks, _terms, _weighting
+from multiterm_optax import _checks, _stages, _terms
+from multiterm_optax._stages import Step
 from multiterm_optax._typing import Losses, TermLeaf
 from multiterm_optax.wrappers._inner import losses_like, step_or_hold
 
@@ -16,8 +18,8 @@ from multiterm_optax.wrappers._inner import losses_like, step_or_hold
 class MultiStepsState(NamedTuple):
     """State of :func:`multi_steps`.
 
-    ``mini_step == 0`` after an update says that ``inner`` has just stepped. The means
-    are then those it stepped on; the next microbatch starts new ones.
+    ``mini_step == 0`` after an update means that ``inner`` has just taken a step on the
+    means, which are still held. The next microbatch starts new ones.
 
     Attributes:
       mini_step: Microbatches since the last step, int32.
@@ -25,7 +27,7 @@ class MultiStepsState(NamedTuple):
       inner_opt_state: The inner optimizer's state.
       acc_grads: Means of the terms' gradients, leaves [K, *p], in at least float32.
       acc_losses: Means of the losses, [K]; zeros if none are passed.
-      acc_count: In how many of these microbatches each term was there, [K], int32.
+      acc_count: Number of these microbatches that have each term, [K], int32.
     """
 
     mini_step: jax.Array
@@ -47,12 +49,10 @@ def multi_steps(
 
     .. math:: \bar g_i \leftarrow \bar g_i + (g_i - \bar g_i) / n_i ,
 
-    with :math:`n_i` the number of microbatches in which term i was there, and the same
-    of the losses. At the k-th, ``inner`` takes one step on the means; at all others the
-    updates are zero and ``inner`` is not called. Where the losses are means over
-    examples and the microbatches are of one size, this is the step on the large batch,
-    also for a method that is not linear in the gradients, such as
-    :func:`multiterm_optax.mtadam` or :func:`multiterm_optax.mgda`.
+    where :math:`n_i` counts the microbatches in which term i was present, and that of
+    its losses. At the k-th ``inner`` takes one step on the means; at the others the
+    updates are zero. If the losses are means over examples and the microbatches have
+    one size, this is the step on the large batch.
 
     Args:
       inner: A whole optimizer from K terms to one update, such as ``mtadam(1e-3, K)``
@@ -62,18 +62,16 @@ def multi_steps(
         number of steps taken.
 
     Returns:
-      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. State: K
-      copies of the parameters in at least float32, and ``inner``'s. ``losses`` reaches
-      ``inner`` as a mean, in the structure in which it is passed; pass it for every
-      microbatch or for none. ``present``, if passed, reaches it as True for a term that
-      was there in any of the k. Other extra arguments reach ``inner`` as they are at
-      the k-th microbatch.
+      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. The
+      means of ``losses`` reach ``inner``, structured as they are passed; pass them for
+      every microbatch or for none. ``present``, if passed, reaches it as True for terms
+      present in any of the k. Other extra arguments are those of the k-th.
 
     Raises:
       TypeError: ``inner`` is not a transformation, or ``every_k_schedule`` neither an
         int nor a function.
       ValueError: ``every_k_schedule`` is less than 1, ``inner`` leaves the term axis
-        on, or an update has not the term axis first.
+        on, or an update lacks the leading term axis.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -98,73 +96,60 @@ def multi_steps(
             gradient_step=jnp.zeros([], jnp.int32),
             inner_opt_state=inner.init(params),
             acc_grads=jax.tree.map(
-                lambda p: _terms.zeros_per_term(
-                    p, num_terms, _terms.accumulator_dtype(p)
-                ),
-                params,
+                lambda p: _terms.zeros_per_term(p, num_terms), params
             ),
             acc_losses=jnp.zeros((num_terms,), jnp.result_type(float)),
             acc_count=jnp.zeros((num_terms,), jnp.int32),
         )
 
     def update_fn(
-        updates: optax.Updates,
-        state: MultiStepsState,
-        params: optax.Params | None = None,
-        *,
-        losses: Any = None,
-        present: Any = None,
-        **extra_args: Any,
+        step: Step, state: MultiStepsState
     ) -> tuple[optax.Updates, MultiStepsState]:
-        _checks.term_axis(updates, params, name, num_terms)
-        _checks.state(state, init_fn, updates, name, inner="inner_opt_state")
-        present = _checks.present(present, name, num_terms)
-        values = _weighting.losses_vector(
-            losses, name, num_terms, needed=False, present=present
-        )
-        # A step leaves its means where they are, and the next microbatch starts anew:
-        # setting them to zero after a step would cost two more copies of K gradients.
+        present = step.present
+        losses = step.losses_vector(name, num_terms)
+        # The means are reset by the next microbatch: setting them to zero after a step
+        # would cost two more copies of K gradients.
         first = state.mini_step == 0
-        count = jnp.where(first, 0, state.acc_count)
-        count = count + (1 if present is None else present.astype(jnp.int32))
+        counts = jnp.where(first, 0, state.acc_count)
+        counts = counts + (1 if present is None else present.astype(jnp.int32))
 
         def mean(old: TermLeaf, new: TermLeaf) -> TermLeaf:
-            """Welford's running mean, which a term that is absent does not move."""
+            """Welford's running mean; that of an absent term stays."""
             old = jnp.where(first, jnp.zeros([], old.dtype), old)
-            distance = _terms.only_present(present, new.astype(old.dtype)) - old
-            share = 1 / jnp.maximum(count, 1).astype(old.dtype)
+            distance = new.astype(old.dtype) - old
+            share = 1 / jnp.maximum(counts, 1).astype(old.dtype)
             return old + _terms.only_present(present, _terms.scale(share, distance))
 
-        acc_grads = jax.tree.map(mean, state.acc_grads, updates)
-        acc_losses = state.acc_losses
-        forwarded = dict(extra_args)
-        if values is not None:
-            acc_losses = mean(acc_losses, values)
-            forwarded["losses"] = losses_like(losses, acc_losses)
-        if present is not None:
-            forwarded["present"] = count > 0
+        acc_grads = jax.tree.map(mean, state.acc_grads, step.updates)
+        acc_losses, passed = state.acc_losses, None
+        if losses is not None:
+            acc_losses = mean(acc_losses, losses)
+            passed = losses_like(step.losses, acc_losses)
+        forwarded = step.forwarded(
+            losses=passed, present=None if present is None else counts > 0
+        )
 
-        def step(inner_state: optax.OptState) -> tuple[optax.Updates, optax.OptState]:
-            means = optax.tree.cast_like(acc_grads, updates)
-            return inner.update(means, inner_state, params, **forwarded)
+        def take(inner_state: optax.OptState) -> tuple[optax.Updates, optax.OptState]:
+            means = optax.tree.cast_like(acc_grads, step.updates)
+            return inner.update(means, inner_state, step.params, **forwarded)
 
-        done = state.mini_step + 1
-        last = done >= schedule(state.gradient_step)
+        num_done = state.mini_step + 1
+        last = num_done >= schedule(state.gradient_step)
         stepped, inner_state = step_or_hold(
-            last, step, updates, state.inner_opt_state, name
+            last, take, step.updates, state.inner_opt_state, name
         )
         return stepped, MultiStepsState(
-            mini_step=jnp.where(last, 0, done),
+            mini_step=jnp.where(last, 0, num_done),
             gradient_step=jnp.where(
                 last, optax.safe_increment(state.gradient_step), state.gradient_step
             ),
             inner_opt_state=inner_state,
             acc_grads=acc_grads,
             acc_losses=acc_losses,
-            acc_count=count,
+            acc_count=counts,
         )
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return _stages.stage(name, num_terms, init_fn, update_fn, inner="inner_opt_state")
 
 
 def _schedule(value: Any, name: str) -> Callable[[jax.Array], Any]:

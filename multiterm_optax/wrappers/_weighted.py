@@ -1,13 +1,14 @@
-"""A weighting in front of an ordinary optimizer, with the right to skip a step."""
+"""A weighting in front of an ordinary optimizer, which may ask to skip a step."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from multiterm_optax import _checks, _terms, _weighting
+from multiterm_optax import _checks, _reweighting, _stages, _terms, _weighting
+from multiterm_optax._stages import Step
 from multiterm_optax._weighting import Weighting
 from multiterm_optax.transforms import ReweightState, reweight
 
@@ -31,9 +32,9 @@ def weighted(
 
     .. math:: u = \mathrm{inner}\Bigl(\sum_i w_i g_i\Bigr)
 
-    Reweights, sums, then ``inner``. Where the weighting says that the step is not to
-    be taken (``ready`` in its state, as :func:`multiterm_optax.inexact_mgda`), the
-    updates are zero and ``inner``'s whole state stays untouched.
+    If the weighting asks for the step to be skipped (by ``ready`` in its state, as
+    :func:`multiterm_optax.inexact_mgda` does), the updates are zero and ``inner``'s
+    whole state stays unchanged.
 
     Args:
       weighting: What finds the weights, such as :func:`multiterm_optax.mgda`.
@@ -43,13 +44,13 @@ def weighted(
     Returns:
       An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. The
       extra arguments ``losses`` and ``present`` (K booleans; see
-      :func:`multiterm_optax.reweight`) go to the weighting, all others to ``inner``,
-      too. With all terms absent ``inner`` sees a zero gradient.
+      :func:`multiterm_optax.reweight`) go to the weighting only, all others to
+      ``inner``, too. If all terms are absent, ``inner`` sees a zero gradient.
 
     Raises:
       TypeError: ``weighting`` or ``inner`` is something else.
-      ValueError: ``losses`` is missing or has not K values, or an update has not the
-        term axis first.
+      ValueError: ``losses`` is missing or does not have K values, or an update lacks
+        the leading term axis.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -68,51 +69,37 @@ def weighted(
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params: optax.Params) -> WeightedState:
-        return WeightedState(reweight=outer.init(params), inner=inner.init(params))
+        outer_state = cast(ReweightState, outer.init(params))
+        return WeightedState(reweight=outer_state, inner=inner.init(params))
 
     def update_fn(
-        updates: optax.Updates,
-        state: WeightedState,
-        params: optax.Params | None = None,
-        *,
-        losses: Any = None,
-        present: Any = None,
-        **extra_args: Any,
+        step: Step, state: WeightedState
     ) -> tuple[optax.Updates, WeightedState]:
-        _checks.term_axis(updates, params, name, num_terms)
-        _checks.state(state, init_fn, updates, name, inner="inner")
-        updates, losses, present = _weighting.prepare(
-            weighting, updates, losses, present, name, num_terms
+        losses = step.losses_vector(name, num_terms, needed=weighting.reads_losses)
+        leaves = jax.tree.leaves(step.updates)
+        weights, found = _reweighting.find_weights(
+            weighting, leaves, state.reweight.weighting, step, losses, num_terms
         )
-        weights, found = _weighting.find_weights(
-            weighting,
-            jax.tree.leaves(updates),
-            state.reweight.weighting,
-            losses,
-            num_terms,
-            present,
-            **extra_args,
-        )
-        # Weighted and summed at once: the weighted terms would be K more copies.
-        total = jax.tree.map(partial(_terms.weighted_sum, weights), updates)
+        # Weighted and summed in one step, since weighted terms would be K more copies.
+        total = jax.tree.map(partial(_terms.weighted_sum, weights), step.updates)
         outer_state = ReweightState(weights.astype(jnp.result_type(float)), found)
 
-        def step(inner_state: optax.OptState) -> tuple[optax.Updates, optax.OptState]:
-            return inner.update(total, inner_state, params, **extra_args)
+        def take(inner_state: optax.OptState) -> tuple[optax.Updates, optax.OptState]:
+            return inner.update(total, inner_state, step.params, **step.extra_args)
 
-        ready = getattr(found, "ready", None)
+        ready = _weighting.ready(found)
         if ready is None:
-            stepped, inner_state = step(state.inner)
+            stepped, inner_state = take(state.inner)
             _checks.shapes_kept(stepped, total, name)
         else:
-            shapes, _ = jax.eval_shape(step, state.inner)
+            shapes, _ = jax.eval_shape(take, state.inner)
             _checks.shapes_kept(shapes, total, name)
 
             def skip(inner_state: optax.OptState) -> tuple[Any, optax.OptState]:
-                still = jax.tree.map(jnp.zeros_like, shapes)  # and their shardings
-                return still, inner_state
+                # zeros_like keeps the shardings.
+                return jax.tree.map(jnp.zeros_like, shapes), inner_state
 
-            stepped, inner_state = jax.lax.cond(ready, step, skip, state.inner)
+            stepped, inner_state = jax.lax.cond(ready, take, skip, state.inner)
         return stepped, WeightedState(outer_state, inner_state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return _stages.stage(name, num_terms, init_fn, update_fn, inner="inner")

@@ -46,6 +46,21 @@ def test_sum_of_half_precision_is_wide(dtype):
     assert_identical(updates, jnp.full(2, 4096.0, dtype))
 
 
+@pytest.mark.parametrize("terms", [5, 16, 33, 4096])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_sum_of_half_precision_is_rounded_once(dtype, terms):
+    # Random numbers: partial sums of the leaf's own dtype would round, each of them.
+    rng = np.random.default_rng(terms)
+    grads = jnp.asarray(rng.normal(size=(terms, 500)), dtype)
+    exact = np.asarray(grads, np.float64).sum(axis=0)
+    found = np.asarray(add(grads), np.float64)
+    # Half a unit in the last place of a number of this size, and float32's own error,
+    # of each of the (at most 16 + log2 K) sums that lie behind one another.
+    half = jnp.finfo(dtype).eps / 2 * 2.0 ** np.floor(np.log2(np.abs(exact)))
+    sums = 2.0**-24 * 28 * np.abs(np.asarray(grads, np.float64)).sum(axis=0)
+    assert np.all(np.abs(found - exact) <= half + sums)
+
+
 def test_stateless():
     assert jax.tree.leaves(sum_terms().init({"w": jnp.ones(3)})) == []
 

@@ -73,7 +73,7 @@ REFUSED = {
     "anchor out of range": (
         lambda: mtadam(anchor=2),
         V,
-        ["balance_by_norm", "anchor must be in [0, 1]", "found 2"],
+        ["mtadam", "anchor must be in [0, 1]", "found 2"],
     ),
     "anchor by name": (
         lambda: mt.metabalance(optax.sgd(0.1), K, anchor="fit"),
@@ -84,12 +84,12 @@ REFUSED = {
     "mu_dtype unknown": (
         lambda: mtadam(mu_dtype="big"),
         T,
-        ["scale_by_max_adam", "mu_dtype", "floating-point dtype", "'big'"],
+        ["mtadam", "mu_dtype", "floating-point dtype", "'big'"],
     ),
     "mu_dtype integer": (
         lambda: mtadam(mu_dtype=jnp.int8),
         T,
-        ["scale_by_max_adam", "mu_dtype", "floating-point dtype", "int8"],
+        ["mtadam", "mu_dtype", "floating-point dtype", "int8"],
     ),
     "choice not offered": (
         lambda: mt.mgda("max"),
@@ -104,12 +104,12 @@ REFUSED = {
     "groups by a word": (
         lambda: mtadam(groups="layer"),
         V,
-        ["balance_by_norm", "groups must be 'leaf', 'global'", "'layer'"],
+        ["mtadam", "groups must be 'leaf', 'global'", "'layer'"],
     ),
     "labels that do not match": (
         lambda: mtadam(groups=LABELS).init(PARAMS),
         V,
-        ["balance_by_norm", "groups must be a tree of labels", "'c'"],
+        ["mtadam", "groups must be a tree of labels", "'c'"],
     ),
     "labels of two sorts": (
         lambda: mt.reweight(mt.mgda(), K, {"w": 1, "b": "x"}).init(PARAMS),
@@ -155,7 +155,7 @@ REFUSED = {
     "inner that is K -> 1": (
         lambda: step(mt.weighted(mt.mgda(), mtadam(), K)),
         V,
-        ["balance_by_norm", *MISSING, "only one aggregator"],
+        ["mtadam", *MISSING, "only one aggregator"],
     ),
     "inner without its aggregator": (
         lambda: step(mt.multi_steps(mt.balance_by_norm(K), K, 2)),

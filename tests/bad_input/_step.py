@@ -74,18 +74,6 @@ LABELS = {"w": "x", "c": "y"}
 V, T = ValueError, TypeError
 
 
-WEIGHTING_ARGUMENTS = {
-    "constant": {"weights": [1.0, 1.0, 1.0]},
-    "inexact_mgda": {"eps": 0.1},
-    "pcgrad": {"key": jax.random.key(0)},
-}
-
-
-def build_weighting(name, **options):
-    function = _factories.exported_functions("weightings")[name]
-    return function(**{**WEIGHTING_ARGUMENTS.get(name, {}), **options})
-
-
 each_factory = pytest.mark.parametrize(
     "factory", _factories.factories(), ids=lambda f: f.name
 )

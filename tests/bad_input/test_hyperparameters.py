@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import _factories
+from tests import _factories, _methods
 from tests._asserts import (
     assert_message,
 )
 from tests.bad_input._step import (
     K,
-    build_weighting,
     grads,
     step,
 )
@@ -38,7 +37,7 @@ def hyperparameters():
         for argument in numbers_of(function):
             yield (
                 name,
-                partial(build_weighting, name),
+                partial(_methods.build, name, _factories.TERMS),
                 argument,
             )
 

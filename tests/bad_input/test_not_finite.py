@@ -7,9 +7,9 @@ import optax
 import pytest
 
 import multiterm_optax as mt
+from tests import _methods
 from tests.bad_input._step import (
     K,
-    build_weighting,
     mtadam,
 )
 
@@ -80,9 +80,9 @@ def test_one_element_that_is_not_finite(stage, value):
 
 @pytest.mark.parametrize("method", ["mgda", "pcgrad"])
 def test_a_gramian_keeps_what_is_not_finite_in_its_group(method):
-    by_leaf = run_spoilt(mt.reweight(build_weighting(method), K, "leaf"), np.nan)
+    by_leaf = run_spoilt(mt.reweight(_methods.build(method, K), K, "leaf"), np.nan)
     assert by_leaf["b"] == []
     assert [0, 1] in by_leaf["a"]
-    whole = mt.reweight(build_weighting(method), K)
+    whole = mt.reweight(_methods.build(method, K), K)
     kept = mt.apply_if_finite(mt.chain(whole, mt.sum_terms()), K, 5)
     assert run_spoilt(kept, np.nan) == CLEAN

@@ -8,14 +8,13 @@ import optax
 import pytest
 
 import multiterm_optax as mt
-from tests import _factories
+from tests import _methods
 from tests._asserts import (
     assert_message,
 )
 from tests.bad_input import _refused_factories, _refused_losses, _refused_steps
 from tests.bad_input._step import (
     K,
-    build_weighting,
     grads,
     step,
 )
@@ -54,21 +53,14 @@ def test_there_are_many():
     assert len(REFUSED) >= 60
 
 
-LOSS_READERS = {
-    "softadapt": mt.softadapt,
-    "dwa": mt.dwa,
-    "lbtw": mt.lbtw,
-    "gradnorm": mt.gradnorm,
-    "uncertainty": mt.uncertainty,
-    "mgda, loss": lambda: mt.mgda("loss"),
-    "mgda, loss+": lambda: mt.mgda("loss+"),
-    "inexact_mgda, loss": lambda: mt.inexact_mgda(0.1, "loss"),
-}
+LOSS_READERS = [
+    name for name, one in _methods.methods().items() if one.make(K).reads_losses
+]
 
 
 @pytest.mark.parametrize("method", LOSS_READERS)
 def test_missing_losses(method):
-    weighting = LOSS_READERS[method]()
+    weighting = _methods.methods()[method].make(K)
     for tx in (
         mt.reweight(weighting, K),
         mt.weighted(weighting, optax.sgd(0.1), K),
@@ -82,10 +74,8 @@ def test_missing_losses(method):
 
 
 def test_weightings_that_need_no_losses_are_known():
-    names = set(_factories.exported_functions("weightings"))
-    others = names - {name.split(",")[0] for name in LOSS_READERS}
-    for name in others:
-        step(mt.weighted(build_weighting(name), optax.sgd(0.1), 3), grads(3))
+    for name in _methods.factories().keys() - set(LOSS_READERS):
+        step(mt.weighted(_methods.build(name, 3), optax.sgd(0.1), 3), grads(3))
 
 
 def test_the_page_quotes_real_messages():

@@ -1,15 +1,13 @@
 """Losses, networks and references of the tests of value_and_weighted_grad."""
 
-import inspect
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-import multiterm_optax
-from multiterm_optax import (
-    Weighting,
-)
+from multiterm_optax import Weighting
+from tests import _methods
 
 WAYS = ["leaf", "stack", "forward"]
 
@@ -88,26 +86,10 @@ def spy():
     )
 
 
-ARGUMENTS = {
-    "eps": 1e-3,
-    "key": jax.random.key(0),
-    "num_terms": 3,
-    "steps_per_epoch": 2,
-    "weights": np.array([1.0, 2.0, 0.5]),
-}
-
-
 def exported():
-    found = {}
-    for name, factory in vars(multiterm_optax).items():
-        if not inspect.isfunction(factory):
-            continue
-        signature = inspect.signature(factory)
-        if signature.return_annotation not in (Weighting, "Weighting"):
-            continue
-        required = [p for p, v in signature.parameters.items() if v.default is v.empty]
-        found[name] = lambda f=factory, r=required: f(**{p: ARGUMENTS[p] for p in r})
-    return found
+    """Builders of every weighting for three terms, by name."""
+    names = _methods.factories()
+    return {name: functools.partial(_methods.build, name, 3) for name in names}
 
 
 def network(width, layers, *, abstract=False):

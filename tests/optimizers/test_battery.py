@@ -2,8 +2,8 @@
 
 A method here is a whole way from per-term gradients to a step: every exported
 optimizer, every weighting in front of Adam, every aggregator with Adam behind it. All
-are found, so that a new one is covered without a change here; only one that needs
-another learning rate asks for a line, in ``RATES``.
+are found, so that a new one is covered without a change here; a weighting that needs
+another learning rate declares it (:mod:`tests._methods`).
 """
 
 import functools
@@ -19,7 +19,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from multiterm_optax import multi_steps, value_and_term_grads, weighted
-from tests import _factories
+from tests import _factories, _methods
 from tests._asserts import (
     CountedTraces,
     assert_close,
@@ -29,21 +29,8 @@ from tests._asserts import (
     assert_single_trace,
 )
 from tests.references.min_norm import min_norm_point
-from tests.weightings import test_contract as weightings
 
 STEPS = 3000
-
-# Peak learning rates other than 0.1: the steps of these shrink by themselves.
-RATES = {"adatask_adagrad": 1.0, "lbtw": 1.0}
-
-# They stop wherever no direction helps all terms, the floor of Rosenbrock's valley
-# included, and promise no more.
-PARETO = {"mgda", "inexact_mgda", "adaptive_mgda"}
-
-# How near to the minimum a method comes, where that is not 1e-3. LBTW's weights, and so
-# its steps, vanish with the losses. Inexact MGDA stops at directions shorter than its
-# eps, here 1e-3, and the flattest bowl has the slope 0.2.
-NEARNESS = {"lbtw": 3e-2, "inexact_mgda": 5e-3}
 
 
 @dataclass(frozen=True)
@@ -51,15 +38,19 @@ class Method:
     """A named way from K gradients to a step.
 
     ``make(learning_rate, num_terms, **hyperparameters)`` builds it, the rate a number
-    or a schedule; ``defaults`` are its hyperparameters that are numbers.
+    or a schedule; ``defaults`` are its hyperparameters that are numbers. For the rest
+    see :class:`tests._methods.Method`.
     """
 
     name: str
     make: Callable
     defaults: dict[str, float]
+    rate: float = 0.1
+    nearness: float = 1e-3
+    pareto: bool = False
 
     def schedule(self):
-        return optax.cosine_decay_schedule(RATES.get(self.name, 0.1), STEPS)
+        return optax.cosine_decay_schedule(self.rate, STEPS)
 
 
 def _floats(function):
@@ -77,7 +68,13 @@ def _from_optimizer(factory):
             **hyperparameters,
         )
 
-    return Method(factory.name, make, _floats(factory.function))
+    return Method(
+        factory.name,
+        make,
+        _floats(factory.function),
+        rate=1.0 if factory.name == "adatask_adagrad" else 0.1,  # its steps shrink
+        pareto=factory.name == "adaptive_mgda",
+    )
 
 
 def _from_aggregator(factory):
@@ -92,22 +89,30 @@ def _from_aggregator(factory):
 
 def _from_weighting(name):
     def make(learning_rate, num_terms, **hyperparameters):
-        weighting = weightings.build(name, num_terms, **hyperparameters)
+        weighting = _methods.build(name, num_terms, **hyperparameters)
         return weighted(weighting, optax.adam(learning_rate), num_terms)
 
-    return Method(name, make, _floats(weightings.FACTORIES[name]))
+    declared = _methods.methods()[name]
+    return Method(
+        name,
+        make,
+        _floats(declared.factory),
+        rate=declared.rate,
+        nearness=declared.nearness,
+        pareto=declared.pareto,
+    )
 
 
-def _methods():
+def _found():
     for factory in _factories.factories():
         if factory.stage == "optimizers":
             yield _from_optimizer(factory)
         elif factory.stage == "aggregators":
             yield _from_aggregator(factory)
-    yield from map(_from_weighting, sorted(weightings.FACTORIES))
+    yield from map(_from_weighting, _methods.factories())
 
 
-METHODS = {method.name: method for method in _methods()}
+METHODS = {method.name: method for method in _found()}
 each_method = pytest.mark.parametrize("name", METHODS)
 
 
@@ -204,12 +209,12 @@ def test_converges(name, terms, target):
     for leaf in START:
         if leaf not in touched:
             np.testing.assert_array_equal(found[leaf], START[leaf])
-    if name in PARETO and terms == 3 and target == "rosenbrock":
+    if METHODS[name].pareto and terms == 3 and target == "rosenbrock":
         assert_pareto_critical(found["vector"])
         return
     for leaf in touched:
-        nearness = NEARNESS.get(name, 1e-3)
-        np.testing.assert_allclose(found[leaf], MINIMUM[leaf], rtol=0, atol=nearness)
+        atol = METHODS[name].nearness
+        np.testing.assert_allclose(found[leaf], MINIMUM[leaf], rtol=0, atol=atol)
 
 
 def assert_pareto_critical(xy):

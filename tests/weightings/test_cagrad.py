@@ -10,10 +10,17 @@ import pytest
 
 from multiterm_optax import cagrad, per_term, reweight, sum_terms
 from tests._asserts import assert_close, assert_finite, assert_message
+from tests._methods import Method
 from tests._problems import Pulls
 from tests.references import adatask, flat
 from tests.references import cagrad as reference
 from tests.weightings import _groups, _jacobians
+
+ALWAYS = {"permutes": True, "invariant": True, "digits": 1e-6}
+METHODS = {
+    "cagrad": Method(cagrad, **ALWAYS),
+    "cagrad, rescaled": Method(cagrad, {"c": 0.4, "rescale": True}, **ALWAYS),
+}
 
 STEPS = 30
 

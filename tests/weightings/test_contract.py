@@ -1,20 +1,14 @@
-"""What every exported weighting keeps to, whatever the method.
-
-The factories are found by their return annotation: a new one is covered without a
-change here. Only a required argument under a name not seen before asks for a line, in
-``ARGUMENTS``.
-"""
+"""What every exported weighting keeps to, whatever the method."""
 
 import functools
-import inspect
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import multiterm_optax
-from multiterm_optax import Weighting, reweight
+from multiterm_optax import reweight
+from tests import _methods
 from tests._asserts import (
     CountedTraces,
     assert_close,
@@ -30,51 +24,8 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 STEPS = 6
 
-# How to fill a required argument for K terms, by its name.
-ARGUMENTS = {
-    "eps": lambda terms: 1e-3,
-    "key": lambda terms: jax.random.key(0),
-    "num_terms": lambda terms: terms,
-    "steps_per_epoch": lambda terms: 2,
-    "weights": lambda terms: jnp.arange(1.0, terms + 1),
-}
-
-# Permuting the terms permutes the distribution of the weights, not each draw.
-RANDOM = {"key"}
-
-
-def exported():
-    """Factories: public functions whose return is a Weighting."""
-    found = {}
-    for name, value in vars(multiterm_optax).items():
-        if name.startswith("_") or not inspect.isfunction(value):
-            continue
-        if inspect.signature(value).return_annotation in (Weighting, "Weighting"):
-            found[name] = value
-    return found
-
-
-FACTORIES = exported()
-
-
-def build(name, terms, order=None, **options):
-    """The method with its required arguments filled in; those [K] in ``order``."""
-    filled = required(name, terms)
-    for argument, value in filled.items():
-        if order is not None and np.shape(value) == (terms,):
-            filled[argument] = value[order]
-    return FACTORIES[name](**{**filled, **options})
-
-
-def required(name, terms):
-    """The arguments without a default, filled in."""
-    parameters = inspect.signature(FACTORIES[name]).parameters
-    names = [arg for arg, one in parameters.items() if one.default is one.empty]
-    assert ARGUMENTS.keys() >= set(names), f"{name} requires {names}: add them here"
-    return {argument: ARGUMENTS[argument](terms) for argument in names}
-
-
-each_weighting = pytest.mark.parametrize("name", sorted(FACTORIES))
+each_weighting = pytest.mark.parametrize("name", _methods.factories())
+build = _methods.build
 
 
 def problem(terms, dtype=np.float32, steps=STEPS):
@@ -87,12 +38,11 @@ def problem(terms, dtype=np.float32, steps=STEPS):
     return jnp.asarray(gramians.astype(dtype)), jnp.asarray(losses.astype(dtype))
 
 
-def read(weighting, gramian, losses):
+def read(name, gramian, losses):
     """What a caller gives the weighting: only what it says that it reads."""
-    return (
-        gramian if weighting.reads_gramian else None,
-        losses if weighting.reads_losses else None,
-    )
+    method = _methods.methods()[name]
+    products = _methods.products(method, gramian)
+    return products, losses if method.make(3).reads_losses else None
 
 
 @functools.cache
@@ -107,12 +57,13 @@ def compiled(name, terms):
     return _compiled(name, terms, bool(jax.config.jax_enable_x64))
 
 
-def run(weighting, gramians, losses, update=None):
+def run(name, gramians, losses, update=None, weighting=None):
     """Weights of every step and every state, the first one included."""
+    weighting = weighting or build(name, losses.shape[1])
     update = update or weighting.update
     states, history = [weighting.init(losses.shape[1])], []
     for gramian, loss in zip(gramians, losses, strict=True):
-        seen, heard = read(weighting, gramian, loss)
+        seen, heard = read(name, gramian, loss)
         weights, state = update(seen, states[-1], losses=heard)
         history.append(weights)
         states.append(state)
@@ -120,7 +71,9 @@ def run(weighting, gramians, losses, update=None):
 
 
 def test_every_weighting_is_found():
-    assert FACTORIES.keys() >= {
+    assert _methods.factories().keys() >= {
+        "by_norm",
+        "compose",
         "constant",
         "dwa",
         "equal",
@@ -140,10 +93,9 @@ def test_every_weighting_is_found():
 )
 def test_shapes_and_a_stable_state(name, terms, dtype):
     with jax.enable_x64(dtype == "float64"):
-        weighting = build(name, terms)
         gramians, losses = problem(terms, dtype)
         counted, update = compiled(name, terms)
-        weights, states = run(weighting, gramians, losses, update)
+        weights, states = run(name, gramians, losses, update)
         assert weights.shape[1:] in ((terms,), (terms, terms))
         assert weights.dtype == dtype
         assert_finite(weights)
@@ -161,12 +113,12 @@ def test_one_program_whether_eager_jitted_or_scanned(name):
     # Eager steps of a solver are slow; methods that keep losses need some steps.
     steps = STEPS if weighting.reads_losses else 2
     gramians, losses = problem(3, np.float64, steps)
-    eager, states = run(weighting, gramians, losses)
-    jitted, _ = run(weighting, gramians, losses, compiled(name, 3)[1])
+    eager, states = run(name, gramians, losses)
+    jitted, _ = run(name, gramians, losses, compiled(name, 3)[1])
     assert_close(jitted, eager, rtol=1e-10)
 
     def step(state, data):
-        seen, heard = read(weighting, *data)
+        seen, heard = read(name, *data)
         weights, state = weighting.update(seen, state, losses=heard)
         return state, weights
 
@@ -178,22 +130,24 @@ def test_one_program_whether_eager_jitted_or_scanned(name):
 @each_weighting
 @pytest.mark.usefixtures("x64")
 def test_permuting_the_terms_permutes_the_weights(name):
-    if RANDOM & inspect.signature(FACTORIES[name]).parameters.keys():
+    method = _methods.methods()[name]
+    if method.drawn:
         pytest.skip("the order of the terms is drawn: see the method's own tests")
     terms, order = 4, np.array([2, 0, 3, 1])
     gramians, losses = problem(terms, np.float64)
     _, update = compiled(name, terms)
-    plain, _ = run(build(name, terms), gramians, losses, update)
-    weighting = build(name, terms, order)
-    if any(np.shape(value) == (terms,) for value in required(name, terms).values()):
-        update = jax.jit(weighting.update)  # it names the terms
+    plain, _ = run(name, gramians, losses, update)
+    weighting = method.make(order)
+    if method.names_terms:
+        update = jax.jit(weighting.update)
     permuted, _ = run(
-        weighting, gramians[:, order][:, :, order], losses[:, order], update
+        name, gramians[:, order][:, :, order], losses[:, order], update, weighting
     )
     expected = plain[:, order]
     if plain.ndim == 3:
         expected = expected[:, :, order]
     # A method that solves by iteration meets its own tolerance, no better.
+    permuted, expected = (_methods.relative(method, w) for w in (permuted, expected))
     assert_close(permuted, expected, rtol=1e-9)
 
 
@@ -202,7 +156,7 @@ def test_says_what_it_reads(name):
     weighting = build(name, 3)
     gramians, losses = problem(3)
     state = weighting.init(3)
-    seen, heard = read(weighting, gramians[0], losses[0])
+    seen, heard = read(name, gramians[0], losses[0])
     alone, _ = compiled(name, 3)[1](seen, state, losses=heard)
     both, _ = jax.jit(weighting.update)(gramians[0], state, losses=losses[0])
     assert_identical(alone, both)
@@ -213,7 +167,7 @@ def test_extra_arguments_are_accepted(name):
     weighting = build(name, 3)
     gramians, losses = problem(3)
     state = weighting.init(3)
-    seen, heard = read(weighting, gramians[0], losses[0])
+    seen, heard = read(name, gramians[0], losses[0])
     plain, _ = compiled(name, 3)[1](seen, state, losses=heard)
     more = functools.partial(weighting.update, value=1.0, something_else="x")
     extra, _ = jax.jit(more)(gramians[0], state, losses=losses[0])
@@ -238,13 +192,12 @@ def test_missing_losses_are_an_error(name):
 @pytest.mark.parametrize("terms", [1, 3])
 @pytest.mark.parametrize("zero", ["gramian", "losses", "both"])
 def test_zero_gradients_and_losses_stay_finite(name, terms, zero):
-    weighting = build(name, terms)
     gramians, losses = problem(terms)
     if zero in ("gramian", "both"):
         gramians = jnp.zeros_like(gramians)
     if zero in ("losses", "both"):
         losses = jnp.zeros_like(losses)
-    weights, states = run(weighting, gramians, losses, compiled(name, terms)[1])
+    weights, states = run(name, gramians, losses, compiled(name, terms)[1])
     assert_finite(weights)
     assert_finite(states)
 
@@ -255,9 +208,9 @@ def test_batches_under_vmap(name):
     gramians, losses = problem(3, steps=4)
     states = jax.vmap(lambda _: weighting.init(3))(jnp.arange(4))
     together = jax.jit(jax.vmap(lambda g, x, s: weighting.update(g, s, losses=x)))
-    batch, _ = together(*read(weighting, gramians, losses), states)
+    batch, _ = together(*read(name, gramians, losses), states)
     for i in range(4):
-        seen, heard = read(weighting, gramians[i], losses[i])
+        seen, heard = read(name, gramians[i], losses[i])
         alone, _ = compiled(name, 3)[1](seen, weighting.init(3), losses=heard)
         assert_close(batch[i], alone, rtol=1e-5)
 

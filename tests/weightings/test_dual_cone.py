@@ -9,20 +9,25 @@ import pytest
 
 from multiterm_optax import dual_proj, reweight, upgrad
 from tests._asserts import assert_message
+from tests._methods import Method
 from tests.references import dual_cone
 from tests.weightings import _jacobians, _properties
 
 KINDS = _jacobians.WELL_POSED + _jacobians.DEGENERATE
-METHODS = {"upgrad": upgrad, "dual_proj": dual_proj}
+FACTORIES = {"upgrad": upgrad, "dual_proj": dual_proj}
+METHODS = {
+    name: Method(factory, permutes=True, invariant=True, agrees=True, digits=1e-6)
+    for name, factory in FACTORIES.items()
+}
 REFERENCES = {"upgrad": dual_cone.upgrad, "dual_proj": dual_cone.projected}
 
-each_method = pytest.mark.parametrize("name", METHODS)
+each_method = pytest.mark.parametrize("name", FACTORIES)
 
 
 @functools.cache
 def compiled(name, preference):
     """One for all gramians of a shape."""
-    weighting = METHODS[name](None if preference is None else jnp.array(preference))
+    weighting = FACTORIES[name](None if preference is None else jnp.array(preference))
     return weighting.init, jax.jit(weighting.update)
 
 
@@ -127,7 +132,7 @@ def test_traced_preference(name):
 
     @jax.jit
     def find(preference):
-        weighting = METHODS[name](preference)
+        weighting = FACTORIES[name](preference)
         return weighting.update(gramian, weighting.init(3))[0]
 
     np.testing.assert_allclose(
@@ -140,9 +145,9 @@ def test_traced_preference(name):
 @each_method
 def test_bad_preference(own_errors, name):
     with pytest.raises(ValueError, match="preference") as error:
-        METHODS[name](jnp.array([1.0, -1.0]))
+        FACTORIES[name](jnp.array([1.0, -1.0]))
     assert_message(error, name, "preference", "-1")
-    tx = reweight(METHODS[name](jnp.ones(3)), num_terms=2)
+    tx = reweight(FACTORIES[name](jnp.ones(3)), num_terms=2)
     with pytest.raises(ValueError, match="preference") as error:
         tx.init(jnp.zeros(2))
     assert_message(error, name, "preference", "(2,)", "(3,)")

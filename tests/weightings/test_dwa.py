@@ -7,8 +7,14 @@ import pytest
 
 from multiterm_optax import dwa, value_and_term_grads, weighted
 from tests._asserts import assert_message
+from tests._methods import Method
 from tests.references import dwa as reference
 from tests.weightings._runs import descend, deviation, random_losses, run
+
+METHODS = {
+    "dwa": Method(dwa),
+    "dwa, epochs": Method(dwa, {"temperature": 0.5, "steps_per_epoch": 2}),
+}
 
 
 @pytest.mark.usefixtures("x64")

@@ -14,6 +14,7 @@ from multiterm_optax import (
     weighted,
 )
 from tests._asserts import assert_message
+from tests._methods import Method
 from tests.references import gradnorm as reference
 from tests.weightings._runs import (
     deviation,
@@ -22,6 +23,11 @@ from tests.weightings._runs import (
     random_losses,
     run,
 )
+
+# The first step's weights are equal, whatever the gradients.
+METHODS = {
+    "gradnorm": Method(gradnorm, permutes=True, invariant=True, relative=("learned",))
+}
 
 STEPS = 40
 

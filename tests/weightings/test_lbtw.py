@@ -7,8 +7,15 @@ import pytest
 
 from multiterm_optax import lbtw, value_and_term_grads, weighted
 from tests._asserts import assert_message
+from tests._methods import Method
 from tests.references import lbtw as reference
 from tests.weightings._runs import descend, deviation, random_losses, run
+
+METHODS = {
+    # Its weights, and so its steps, vanish with the losses.
+    "lbtw": Method(lbtw, rate=1.0, nearness=3e-2),
+    "lbtw, epochs": Method(lbtw, {"steps_per_epoch": 3, "sum_to": "terms"}),
+}
 
 
 @pytest.mark.usefixtures("x64")

@@ -7,8 +7,40 @@ import pytest
 
 from multiterm_optax import inexact_mgda, mgda, reweight
 from tests._asserts import assert_message
+from tests._methods import Method
+from tests.references.frank_wolfe import frank_wolfe
 from tests.references.min_norm import min_norm_point
 from tests.weightings import _jacobians
+
+ALWAYS = {"permutes": True, "invariant": True, "digits": 1e-6}
+EXACT = {"simplex": True, "agrees": True, "shortest": True, **ALWAYS}
+METHODS = {
+    "mgda": Method(mgda, pareto=True, **EXACT),
+    "mgda loss": Method(mgda, {"normalization": "loss"}, simplex=True, **ALWAYS),
+    # Weights found for unit gradients multiply the gradients as they are: where two are
+    # parallel, the weights are not unique and then neither is the direction.
+    "mgda l2": Method(
+        mgda, {"normalization": "l2"}, simplex=True, permutes=False, invariant=False
+    ),
+    "mgda loss+": Method(
+        mgda, {"normalization": "loss+"}, simplex=True, permutes=False, invariant=False
+    ),
+    # It stops at directions shorter than its eps, and the flattest bowl of the battery
+    # has the slope 0.2.
+    "inexact_mgda": Method(
+        inexact_mgda,
+        {"eps": 1e-3},
+        permutes=True,
+        invariant=False,
+        pareto=True,
+        nearness=5e-3,
+        digits=1e-6,
+    ),
+    "inexact_mgda, no error": Method(inexact_mgda, {"eps": 0.0}, **EXACT),
+    "inexact_mgda loss": Method(
+        inexact_mgda, {"eps": 0.1, "normalization": "loss"}, invariant=False
+    ),
+}
 
 TERMS = [2, 3, 10, 64]
 
@@ -163,7 +195,7 @@ def test_normalization_by_losses_asks_for_losses():
     weighting = mgda("loss")
     with pytest.raises(ValueError, match="losses") as error:
         weighting.update(jnp.eye(2), weighting.init(2))
-    assert_message(error.value, "normalization='loss'", "needs losses", "found none")
+    assert_message(error.value, "mgda:", "reads the losses", "found none")
 
 
 @pytest.mark.usefixtures("own_errors")
@@ -176,51 +208,16 @@ def test_normalization_is_one_of_the_choices():
 # --- Frank-Wolfe ---------------------------------------------------------------
 
 
-def frank_wolfe(rows, iterations):
-    weighting = mgda(solver="frank-wolfe", iterations=iterations)
-    return jax.jit(weighting.update)(gramian(rows), weighting.init(len(rows)))
-
-
-@pytest.mark.parametrize("terms", [1, 2, 10])
-def test_frank_wolfe_nears_the_min_norm_point(terms, rng):
-    rows = _jacobians.agreeing(rng, terms, 50).astype(np.float32)
-    weights, state = frank_wolfe(rows, 5000)
-    expected, _ = min_norm_point(rows)
-    size = np.linalg.norm(rows, axis=1).max()
-    gap = np.linalg.norm(np.asarray(weights) @ rows - expected) / size
-    assert bool(state.converged)
-    # A duality gap bounds the squared error of the direction.
-    assert gap <= np.sqrt(np.finfo(np.float32).eps) ** 0.5
-    np.testing.assert_allclose(np.sum(weights), 1, rtol=1e-5)
-
-
-def test_frank_wolfe_says_when_its_steps_do_not_suffice(rng):
+def test_no_number_of_frank_wolfe_steps_finds_a_shorter_vector(rng):
     rows = _jacobians.generic(rng, 10, 8).astype(np.float32)
-    assert not bool(frank_wolfe(rows, 3)[1].converged)
-    assert bool(solve(gramian(rows))[1])
-
-
-@pytest.mark.parametrize("scale", [0.0, 1e-15, 1e15])
-def test_frank_wolfe_at_every_scale(scale, rng):
-    rows = _jacobians.agreeing(rng, 3, 20).astype(np.float32)
-    weights, _ = frank_wolfe(rows * np.float32(scale), 100)
-    assert np.all(np.isfinite(weights))
-    if scale:
-        np.testing.assert_allclose(weights, frank_wolfe(rows, 100)[0], atol=1e-3)
-
-
-@pytest.mark.usefixtures("own_errors")
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"solver": "fw"}, ("mgda: solver", "'exact'", "found 'fw'")),
-        ({"iterations": 0}, ("mgda: iterations", "[1, inf", "found 0")),
-    ],
-)
-def test_options_of_the_solver(options, words):
-    with pytest.raises(ValueError, match="mgda") as error:
-        mgda(**options)
-    assert_message(error.value, *words)
+    exact = np.linalg.norm(np.asarray(solve(gramian(rows))[0], np.float64) @ rows)
+    size = np.linalg.norm(rows, axis=1).max()
+    lengths = [
+        np.linalg.norm(frank_wolfe(rows, steps) @ rows) for steps in (10, 100, 10_000)
+    ]
+    assert np.all(np.diff(lengths) < 0)  # they come nearer
+    assert exact <= lengths[-1] + 1e-6 * size
+    assert lengths[0] > exact + 1e-3 * size  # and slowly
 
 
 # --- inexact -----------------------------------------------------------------

@@ -10,10 +10,13 @@ import pytest
 
 from multiterm_optax import pcgrad, per_term, reweight, sum_terms
 from tests._asserts import assert_close, assert_finite, assert_message
+from tests._methods import Method
 from tests._problems import Pulls
 from tests.references import adatask, flat
 from tests.references.pcgrad import surgery
 from tests.weightings import _groups
+
+METHODS = {"pcgrad": Method(pcgrad, invariant=True, digits=1e-6)}
 
 STEPS = 30
 KEY = 7

@@ -8,8 +8,30 @@ import pytest
 
 from multiterm_optax import reweight, softadapt, value_and_term_grads, weighted
 from tests._asserts import assert_message
+from tests._methods import Method
 from tests.references import softadapt as reference
 from tests.weightings._runs import descend, deviation, random_losses, run
+
+METHODS = {
+    "softadapt": Method(softadapt, relative=("held",)),
+    "softadapt, held": Method(
+        softadapt,
+        {"beta": 1.0, "history": 2, "update_every": 3, "sum_to": "terms"},
+        relative=("held",),
+    ),
+    "softadapt, loss weighted": Method(
+        softadapt,
+        {
+            "beta": -1.0,
+            "history": 3,
+            "normalized": True,
+            "loss_weighted": True,
+            "update_every": 2,
+            "eps": 0.0,
+        },
+        relative=("held",),
+    ),
+}
 
 STEPS = 40
 VARIANTS = {

@@ -6,7 +6,9 @@ import optax
 import pytest
 
 from multiterm_optax import uncertainty, value_and_term_grads, weighted
+from tests._arguments import ByTerm
 from tests._asserts import assert_message
+from tests._methods import Method
 from tests.references import uncertainty as reference
 from tests.weightings._runs import (
     descend,
@@ -16,6 +18,15 @@ from tests.weightings._runs import (
     random_losses,
     run,
 )
+
+KINDS = ("regression", "classification", "classification", "regression")
+METHODS = {
+    "uncertainty": Method(uncertainty),
+    "uncertainty, mixed": Method(
+        uncertainty,
+        {"optimizer": optax.sgd(0.1, momentum=0.9), "likelihood": ByTerm(KINDS)},
+    ),
+}
 
 STEPS = 40
 KINDS = ("regression", "classification")

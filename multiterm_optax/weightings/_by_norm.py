@@ -1,0 +1,106 @@
+"""Norm balancing: every term's gradient gets the size of the anchor's."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from multiterm_optax import _checks, _weighting
+from multiterm_optax._typing import Scalar, Weights
+from multiterm_optax._weighting import Problem, Weighting
+
+
+class ByNormState(NamedTuple):
+    """State of :func:`by_norm`.
+
+    Attributes:
+      norms: Moving averages of the terms' norms [K]; 0 for a term not seen yet.
+    """
+
+    norms: jax.Array
+
+
+def by_norm(
+    decay: Scalar = 0.9,
+    *,
+    anchor: int | None = None,
+    norm_init: Scalar | None = None,
+    weights: Any = None,
+    eps: Scalar = 1e-10,
+) -> Weighting:
+    r"""Weights that bring every term's gradient to the size of the anchor's.
+
+    With averaged norms and the anchor term :math:`a`,
+
+    .. math::
+
+      n_i \leftarrow \beta n_i + (1-\beta) \lVert g_i \rVert_2, \qquad
+      w_i = u_i \, \frac{n_a}{n_i} .
+
+    A term with :math:`n_i \le \epsilon \max_j n_j` is *silent* and has the weight 1.
+
+    Args:
+      decay: :math:`\beta`, in [0, 1).
+      anchor: Index of the term that keeps its size. ``None``: the first term that is
+        not silent, chosen at each step. While a fixed anchor has had no gradient yet,
+        the others' weights are 0.
+      norm_init: ``None``: each average starts at the term's first nonzero norm. A
+        float: it starts at this value, and the weights depend on the losses' scale.
+      weights: Fixed relative weights :math:`u`, [K], not negative. ``None``: all 1.
+      eps: :math:`\epsilon`, in [0, 1).
+
+    Returns:
+      A :class:`multiterm_optax.Weighting` that reads the gradients' norms; weights [K].
+      A norm that is not finite leaves its average as it was. So does an absent term,
+      which may still be the anchor.
+
+    Raises:
+      ValueError: A hyperparameter is out of range, or ``weights`` lacks K values.
+
+    Source:
+      Malkiel and Wolf, "MTAdam: Automatic Balancing of Multiple Training Loss Terms",
+      Alg. 1, lines 6 to 8, with the anchor and the start of the authors' code.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from multiterm_optax import by_norm
+      >>> weighting = by_norm()
+      >>> norms = jnp.array([5.0, 1000.0])
+      >>> weights, _ = weighting.update(jnp.diag(norms**2), weighting.init(2))
+      >>> [round(float(w), 6) for w in weights]
+      [1.0, 0.005]
+    """
+    name = "by_norm"
+    _checks.decay(decay, "decay", name)
+    _checks.in_range(eps, "eps", name, low=0.0, high=1.0, open_high=True)
+    if anchor is not None:
+        anchor = _checks.term_index(anchor, "anchor", name)
+    if norm_init is not None:
+        _checks.non_negative(norm_init, "norm_init", name)
+
+    def init(num_terms: int) -> ByNormState:
+        if anchor is not None:
+            _checks.term_index(anchor, "anchor", name, num_terms)
+        if weights is not None:
+            _checks.vector(weights, "weights", name, num_terms)
+        start = 0.0 if norm_init is None else norm_init
+        return ByNormState(jnp.full((num_terms,), start, jnp.result_type(float)))
+
+    def find(problem: Problem, state: ByNormState) -> tuple[Weights, ByNormState]:
+        old = state.norms
+        current = jnp.sqrt(problem.squared_norms)
+        moved = decay * old + (1 - decay) * current
+        if norm_init is None:
+            moved = jnp.where(old == 0, current, moved)
+        # A gradient that is not finite must not spoil the average for good.
+        moved = jnp.where(jnp.isfinite(current), moved, old).astype(old.dtype)
+        norms = problem.keep_absent(moved, old)
+
+        active = norms > eps * jnp.max(norms)
+        chosen = jnp.argmax(active) if anchor is None else anchor
+        ratios = norms[chosen] / jnp.where(active, norms, 1)
+        if weights is not None:
+            ratios = ratios * _checks.vector(weights, "weights", name, norms.size)
+        return jnp.where(active, ratios, 1), ByNormState(norms)
+
+    return _weighting.method(name, init, find, reads_norms=True, by_term=("norms",))

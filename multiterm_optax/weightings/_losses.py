@@ -1,0 +1,43 @@
+"""Ratios and sums for the methods that read losses."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from multiterm_optax import _checks
+from multiterm_optax._typing import Losses, Scalar, Weights
+from multiterm_optax._weighting import Problem
+
+SumTo = Scalar | Literal["terms"]
+
+
+def ratio(losses: Losses, reference: jax.Array) -> Losses:
+    """``losses / reference``, or 1 where the reference is zero."""
+    nonzero = reference != 0
+    return jnp.where(nonzero, losses / jnp.where(nonzero, reference, 1), 1)
+
+
+def check_sum_to(value: Any, name: str) -> None:
+    """Refuses what is neither ``"terms"`` nor a positive number."""
+    if isinstance(value, str):
+        if value != "terms":
+            raise ValueError(
+                f"{name}: sum_to must be 'terms' or a positive number, found {value!r}."
+            )
+        return
+    _checks.in_range(value, "sum_to", name, low=0.0, open_low=True, open_high=True)
+
+
+def target_sum(sum_to: SumTo, num_terms: Scalar) -> Scalar:
+    """The sum that the weights of this many terms shall have."""
+    return 1.0 * num_terms if isinstance(sum_to, str) else sum_to
+
+
+def summing_to(problem: Problem, weights: Weights, target_sum: Scalar) -> Weights:
+    """Scales the present terms' non-negative weights to a sum; all 0 become equal."""
+    weights = problem.only_present(weights)
+    total = jnp.sum(weights)
+    shares = weights / jnp.where(total == 0, 1, total)
+    equal = problem.equal_shares(weights.dtype)
+    return target_sum * jnp.where(total == 0, equal, shares)
