@@ -357,7 +357,7 @@ def test_injected_schedule_and_hyperparameters(name):
     "name",
     [
         pytest.param(name, marks=pytest.mark.slow)
-        if name in weightings.FACTORIES
+        if name in _methods.factories()
         else name
         for name in METHODS
     ],
