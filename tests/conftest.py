@@ -47,6 +47,7 @@ settings.register_profile(
 )
 settings.load_profile("default")
 
+QUICK = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"].lower() not in ("0", "false")
 DEVIATION = "deviation from the transcription"
 DAYS_KEPT = 14
 
@@ -81,6 +82,14 @@ def pytest_collection_finish():
 @pytest.fixture(scope="module")
 def quick_compilation():
     """Nothing to do: quick compilation is the default."""
+
+
+@pytest.fixture
+def full_compilation():
+    """Programs as users have them, for bounds that are a rounding of such programs."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", QUICK)
 
 
 @pytest.fixture

@@ -13,6 +13,9 @@ from multiterm_optax import reweight as reweight_by
 from tests import _methods
 from tests.weightings import _jacobians, _properties
 
+# The bounds are roundings of the programs that users have.
+pytestmark = pytest.mark.usefixtures("full_compilation")
+
 PARAMETERS = 24
 SCALES = [1e-15, 1e-10, 1.0, 1e5, 1e10, 1e15]
 KINDS = _jacobians.WELL_POSED + _jacobians.DEGENERATE
