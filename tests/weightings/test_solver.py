@@ -1,14 +1,138 @@
-"""The K x K solver: few iterations, and every optimum found, one at zero too."""
+"""The K x K solver against independent ones: active sets, and SciPy's on the rows."""
+
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 
+from multiterm_optax import dual_proj, upgrad
 from multiterm_optax._nnqp import solve
 from tests.weightings import _jacobians
 
 KINDS = _jacobians.WELL_POSED + _jacobians.DEGENERATE
+
+# Found among random problems: an interior point that follows its predictions wherever
+# they lead goes round in circles here.
+CIRCLING = np.array(
+    [
+        [20.46, 6.36, 24.02, -34.01, 27.09, -4.44],
+        [7.51, -1.4, 2.09, 4.11, -8.93, 2.51],
+        [0.01, 0.07, 0, -0.07, 0, -0.04],
+        [0, -0.09, -0.52, -1.11, -0.96, -1.39],
+        [-1.64, -0.19, -1.47, 1.25, -0.07, -0.56],
+    ]
+)
+
+
+def by_active_sets(rows, combination):
+    """Weights of the projection on the dual cone: the one subset that is optimal."""
+    gramian, start = rows @ rows.T, np.asarray(combination, np.float64)
+    best, found = np.inf, None
+    for size in range(len(rows) + 1):
+        for active in map(list, itertools.combinations(range(len(rows)), size)):
+            weights = start.copy()
+            inside = gramian[np.ix_(active, active)]
+            weights[active] += np.linalg.solve(inside, -gramian[active] @ start)
+            length = weights @ gramian @ weights
+            feasible = np.all(weights >= start - 1e-12)
+            if feasible and length < best:
+                best, found = length, weights
+    return found
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_problem_that_makes_an_interior_point_go_in_circles(dtype):
+    with jax.enable_x64(dtype == np.float64):
+        each = np.stack([by_active_sets(CIRCLING, row) for row in np.eye(5) / 5])
+        assert np.allclose(each.sum(0), [0.2780, 0.7316, 0.2, 0.2, 5.7761], atol=5e-5)
+        gramian = jnp.asarray(CIRCLING @ CIRCLING.T, dtype)
+        for weighting, expected in (
+            (upgrad(), each.sum(axis=0)),
+            (dual_proj(), by_active_sets(CIRCLING, np.full(5, 0.2))),
+        ):
+            weights, state = weighting.update(gramian, weighting.init(5))
+            assert state.converged
+            longest = np.linalg.norm(CIRCLING, axis=1).max()
+            gap = np.linalg.norm((np.asarray(weights) - expected) @ CIRCLING)
+            assert gap <= (1e-6 if dtype == np.float64 else 2e-4) * longest
+
+
+def random_rows(rng, terms, kind):
+    """Gradients of length 1, badly conditioned in one way or another."""
+    size = int(rng.integers(2, 2 * terms + 2))
+    rows = rng.normal(size=(terms, size))
+    if kind == "columns":
+        rows *= 10.0 ** rng.uniform(-4, 0, size)
+    elif kind == "common":
+        rows += rng.normal() * 3 * rng.normal(size=size)
+    elif kind == "rank":
+        rank = int(rng.integers(1, max(size, 2)))
+        rows = rng.normal(size=(terms, rank)) @ rng.normal(size=(rank, size))
+    elif kind == "near":
+        # Pairs that are parallel or opposed but for a thousandth of their length.
+        pairs = terms // 2
+        signs = rng.choice([-1.0, 1.0], size=(pairs, 1))
+        rows[:pairs] = signs * rows[pairs : 2 * pairs] + 1e-3 * rows[:pairs]
+    elif kind == "integers":
+        rows = np.round(2 * rows)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(lengths > 0, lengths, 1)
+
+
+ILL_CONDITIONED = ["generic", "columns", "common", "rank", "near", "integers"]
+
+
+def largest_gap(terms, count, dtype, seed):
+    """The largest error of a direction, in longest gradients, and of ``converged``."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        random_rows(rng, terms, ILL_CONDITIONED[i % len(ILL_CONDITIONED)])
+        for i in range(count)
+    ]
+    gramians = np.stack([r @ r.T for r in rows]).astype(dtype)
+    zero = np.diagonal(gramians, axis1=1, axis2=2) == 0
+    gramians = gramians + zero[:, :, None] * np.eye(terms, dtype=dtype)
+    batch = jax.jit(jax.vmap(solve))
+    ones = np.ones((count, terms), dtype)
+    # The projection of a gradient on the dual cone, and the min-norm point.
+    cone = batch(gramians, 0 * ones, -gramians[:, 0])
+    hull = batch(gramians, ones, ones)
+    assert np.all(cone.z >= 0)
+    gap = 0.0
+    for i, r in enumerate(rows):
+        budget = 50 * terms
+        z, _ = scipy.optimize.nnls(r.T, -r[0], maxiter=budget)
+        gap = max(gap, np.linalg.norm((np.float64(cone.z[i]) * ~zero[i] - z) @ r))
+        if not zero[i].any():
+            both = np.vstack([r.T, np.ones(terms)])
+            target = np.r_[np.zeros(r.shape[1]), 1.0]
+            z, _ = scipy.optimize.nnls(both, target, maxiter=budget)
+            found = np.float64(hull.z[i])
+            gap = max(gap, np.linalg.norm((found / found.sum() - z / z.sum()) @ r))
+    return gap, bool(np.all(cone.converged) and np.all(hull.converged))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("terms", "count"), [(5, 900), (12, 300), (24, 60)])
+def test_hundreds_of_ill_conditioned_problems(terms, count):
+    gap, converged = largest_gap(terms, count, np.float64, seed=terms)
+    assert converged
+    assert gap < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("terms", "count"), [(2, 900), (3, 900), (8, 900), (16, 600), (40, 180), (128, 30)]
+)
+def test_thousands_of_ill_conditioned_problems(terms, count, seed):
+    gap, converged = largest_gap(terms, count, np.float64, seed=(terms, seed))
+    assert converged
+    assert gap < 1e-6
 
 
 def unit_gramian(kind, rng, terms, parameters):
