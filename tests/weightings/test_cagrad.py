@@ -204,17 +204,17 @@ def test_wrong_multipliers_get_no_certificate(dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.usefixtures("x64")
 def test_only_the_nearest_harmless_direction_gets_a_certificate(dtype):
-    rows = np.array([[1.0, 0, 0], [-1, 0, 0], [0.2, 3, 0], [0, -0.4, 1]])
+    rows = np.array([[1.0, 0, 0], [-1, 0, 0], [0, 3, 0], [0, -0.8, 1]])
     unit = rows / np.linalg.norm(rows, axis=1)[:, None]
     nearest = reference.projection(unit, rows.mean(axis=0))
     *problem, right = multipliers(rows, nearest, 0.5)
     # The first two cancel out: only their difference is known.
     right[:2] -= right[:2].min()
     assert certified(*problem, right, True, dtype)
-    # Farther along a gradient that it agrees with it is harmless, but not the nearest;
-    # and with less of one that it needs it does harm.
-    assert not certified(*problem, right + np.array([0, 0, 0.1, 0]), True, dtype)
-    assert not certified(*problem, 0.9 * right, True, dtype)
+    scaled, linear, _ = problem
+    for factor, harmless in [(1.1, True), (0.9, False)]:  # too far, and not far enough
+        assert (np.min(linear + factor * scaled @ right) >= -1e-12) == harmless
+        assert not certified(*problem, factor * right, True, dtype)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
