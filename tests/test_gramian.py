@@ -49,6 +49,12 @@ def test_digits_of_a_leaf(devices, terms, shape):
     assert_gramian(fresh_gramian()(rows), rows, PROMISED)
 
 
+def test_a_vector_of_many_terms_is_summed_in_blocks():
+    # Measured: 1.4e-7 by blocks, and 1.5e-6 by one product of the whole vectors.
+    rows = jnp.asarray(np.random.default_rng(0).uniform(0.5, 1, (12, 4096)), np.float32)
+    assert_gramian(fresh_gramian()(rows), rows, 4e-7)
+
+
 def test_the_two_forms_are_both_traced(monkeypatch):
     rows = jax.ShapeDtypeStruct((5, 70_001), jnp.float32)
     on_eight = fresh_gramian().lower(rows).as_text()
