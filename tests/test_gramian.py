@@ -49,6 +49,22 @@ def test_digits_of_a_leaf(devices, terms, shape):
     assert_gramian(fresh_gramian()(rows), rows, PROMISED)
 
 
+def test_a_vector_of_many_terms_is_summed_in_blocks():
+    # Measured: 1.4e-7 by blocks, and 1.5e-6 by one product of the whole vectors.
+    rows = jnp.asarray(np.random.default_rng(0).uniform(0.5, 1, (12, 4096)), np.float32)
+    assert_gramian(fresh_gramian()(rows), rows, 4e-7)
+
+
+def test_the_sums_of_many_slices_lose_no_digits(monkeypatch):
+    # As many slices as a leaf of 51 million elements has. Measured: 6e-8, and 7e-7 by
+    # plain addition.
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(_products, "_SLICE", _products._BLOCK)
+    rows = np.random.default_rng(0).uniform(0.5, 1, (6, 200_000))
+    rows = jnp.asarray(rows, np.float32)
+    assert_gramian(fresh_gramian()(rows), rows, 1.5e-7)
+
+
 def test_the_two_forms_are_both_traced(monkeypatch):
     rows = jax.ShapeDtypeStruct((5, 70_001), jnp.float32)
     on_eight = fresh_gramian().lower(rows).as_text()

@@ -124,7 +124,9 @@ def dominance(state: optax.OptState) -> optax.Updates:
 
     def share(squared: jax.Array) -> jax.Array:
         # Squares of small updates can leave float32's normal range when added up or
-        # divided. Relative to the largest term they do not.
+        # divided. Relative to the largest term they do not, if its reciprocal, by which
+        # XLA multiplies, is a normal number too.
+        squared = jnp.where(_terms.max_terms(squared) > 1, 0.25, 1) * squared
         largest = _terms.max_terms(squared)
         relative = squared / jnp.where(largest > 0, largest, 1)
         shares = relative / jnp.where(largest > 0, _terms.sum_terms(relative), 1)

@@ -157,6 +157,18 @@ def test_zero_gradients_give_no_step():
         assert_finite(state)
 
 
+@pytest.mark.parametrize("reduction", ["max", "own"])
+def test_momentum_without_a_second_moment_gives_no_step(reduction):
+    # Neither an infinite step nor one of the momentum's own length.
+    tx = scale_by_max_adam(2, b2=0.0, eps=0.0, reduction=reduction)
+    state = tx.init(jnp.zeros(2))
+    _, state = tx.update(jnp.array([[3.0, 1.0], [3.0, 1.0]]), state)
+    updates, state = tx.update(jnp.array([[0.0, 1.0], [0.0, 1.0]]), state)
+    assert np.all(np.asarray(state.mu)[..., 0] != 0)
+    assert_zero(updates[0])
+    assert float(updates[1]) > 0.5
+
+
 def test_the_loudest_term_shortens_everybody_s_step(x64):
     grads = jnp.array([[1.0, 1.0], [0.0, 50.0]])
     tx = scale_by_max_adam(2, eps=0.0)

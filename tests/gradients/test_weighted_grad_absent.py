@@ -95,6 +95,21 @@ def test_held_weights_of_absent_terms_are_not_used_and_not_lost():
         assert_identical(state.weights, jnp.asarray(kept, float))
 
 
+def test_held_weights_of_an_absent_term_leave_its_gradient_out():
+    # Its loss and its gradient can be computed all the same.
+    rows = jnp.array([[1.0, 2.0], [30.0, -10.0], [0.0, 1.0]])
+    weighted_grad = value_and_weighted_grad(
+        lambda w: rows @ w, constant([1.0, 2.0, 3.0]), every=2
+    )
+    w, state = jnp.ones(2), weighted_grad.init(3)
+    _, found, state = weighted_grad.update(state, w)
+    assert_identical(found, rows[0] + 2 * rows[1] + 3 * rows[2])
+    present = jnp.array([True, False, True])
+    _, found, state = weighted_grad.update(state, w, present=present)
+    assert_identical(found, rows[0] + 3 * rows[2])
+    assert_identical(state.weights, jnp.array([1.0, 2.0, 3.0]))
+
+
 def test_a_held_mixing_matrix_without_a_term():
     masks = [[1, 1, 0], [1, 1, 1], [0, 1, 0]]
     history = absent_run(pcgrad(jax.random.key(0)), masks, every=3)

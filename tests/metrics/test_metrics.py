@@ -49,6 +49,13 @@ def test_a_zero_gradient_is_at_no_angle():
     assert_finite(metrics.cosines(grads))
 
 
+def test_neither_orthogonal_nor_zero_gradients_conflict():
+    grads = jnp.array([[1.0, 0, 0], [0, 2, 0], [0, 0, 0], [-3, 1, 1]])
+    # Only the first and the last conflict, of six pairs.
+    np.testing.assert_allclose(metrics.conflicts(grads), 1 / 6, rtol=1e-6)
+    assert float(metrics.conflicts(grads[:3])) == 0
+
+
 def test_bfloat16_is_accumulated_in_float32():
     ones = jnp.ones((2, 100_000), jnp.bfloat16)
     np.testing.assert_allclose(metrics.norms(ones), np.sqrt([1e5, 1e5]), rtol=1e-6)
@@ -93,6 +100,16 @@ def test_dominance_follows_the_papers_definition(decay, scale):
     for name in PARAMS:
         total = accumulate([updates[name] for updates in steps], decay)
         np.testing.assert_allclose(shares[name], total / total.sum(0), rtol=2e-5)
+
+
+@pytest.mark.parametrize("size", [2e-19, 9e18])
+def test_dominance_at_both_ends_of_the_range(size):
+    # The squares are numbers of float32, the sum of the large ones is none.
+    tx = metrics.track_dominance(3, decay=0.0)
+    updates = size * jnp.array([[1.0], [2.0], [2.0]])
+    _, state = tx.update(updates, tx.init(jnp.zeros(1)))
+    shares = metrics.dominance(state)[:, 0]
+    np.testing.assert_allclose(shares, np.array([1, 4, 4]) / 9, rtol=1e-5)
 
 
 def test_what_nothing_moved_is_shared_equally():

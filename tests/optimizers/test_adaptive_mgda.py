@@ -164,3 +164,44 @@ def test_bad_arguments_are_named(own_errors, options, argument):
     assert_message(caught.value, "adaptive_mgda", "found")
     with pytest.raises(TypeError, match="inner must be"):
         adaptive_mgda(0.1, 2, steps_per_epoch=2)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("rule", ["std", "variance"])
+def test_not_finite_gradients_are_the_same_eagerly_and_under_jit(rule, value):
+    steps, epoch, scale = 9, 3, 0.01
+    rng = np.random.default_rng(0)
+    # Two terms that agree but for small noise: no step is skipped for the bounds.
+    clean = [[1.0, 0.2], [1.0, -0.2]] + 0.1 * rng.normal(size=(steps, 2, 2))
+    grads = clean.astype(np.float32)
+    grads[4, 0, 1] = value  # in the second of three epochs, of the first term
+    tx = adaptive_mgda(optax.sgd(0.1), 2, scale, steps_per_epoch=epoch, rule=rule)
+    runs = {}
+    for name, update in {"eager": tx.update, "jitted": jax.jit(tx.update)}.items():
+        state, runs[name] = tx.init(jnp.zeros(2)), []
+        for grad in grads:
+            updates, state = update(jnp.asarray(grad), state)
+            runs[name].append((updates, state))
+    for eager, jitted in zip(runs["eager"], runs["jitted"], strict=True):
+        # NaN equals NaN here: the mean of the second epoch is not finite.
+        for one, other in zip(
+            jax.tree.leaves(eager), jax.tree.leaves(jitted), strict=True
+        ):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-7)
+
+    with np.errstate(invalid="ignore"):
+        epochs = grads.astype(np.float64).reshape(-1, epoch, 2, 2)
+        variance = np.sum(np.var(epochs, axis=1), axis=-1)
+    bounds = scale * np.sqrt(variance) if rule == "std" else np.sqrt(scale * variance)
+    # The first term has no measurement in the second epoch, and keeps its bound.
+    expected = [bounds[0], [bounds[0, 0], bounds[1, 1]], bounds[2]]
+    for (_, state), bound in zip(
+        runs["jitted"][epoch - 1 :: epoch], expected, strict=True
+    ):
+        np.testing.assert_allclose(state.eps, bound, rtol=1e-4)
+    # Only the step of that gradient is left out.
+    ready = [bool(s.weighted.reweight.weighting.ready) for _, s in runs["jitted"]]
+    assert ready == [t != 4 for t in range(steps)]
+    for t, (updates, _) in enumerate(runs["jitted"]):
+        assert np.all(np.isfinite(updates))
+        assert np.any(np.asarray(updates) != 0) == ready[t]

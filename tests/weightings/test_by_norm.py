@@ -98,6 +98,17 @@ def test_outer_derivatives_take_the_weights_as_constants():
     assert_identical(jax.grad(moved)(1.0), jnp.array(7.0))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_norm_that_is_not_finite_leaves_its_average(value):
+    weighting, norms = mt.by_norm(0.5), []
+    state = weighting.init(2)
+    for current in ([3.0, 4.0], [value, 8.0], [5.0, 10.0]):
+        weights, state = weighting.update(jnp.array(current) ** 2, state)
+        norms.append(state.norms)
+    assert_close(norms, [jnp.array(n) for n in ([3.0, 4], [3, 6], [4, 8])], rtol=1e-6)
+    assert_close(weights, jnp.array([1.0, 0.5]), rtol=1e-6)
+
+
 @pytest.mark.usefixtures("own_errors")
 def test_errors_name_the_function_that_was_called():
     options = {"anchor": 5}

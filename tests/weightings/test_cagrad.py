@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from multiterm_optax import cagrad, per_term, reweight, sum_terms
+from multiterm_optax.weightings import _cagrad
 from tests._asserts import assert_close, assert_finite, assert_message
 from tests._methods import Method
 from tests._problems import Pulls
@@ -158,6 +159,70 @@ def test_stationary_points_take_the_nearest_harmless_direction(x64):
         rows / np.linalg.norm(rows, axis=1)[:, None], rows.mean(axis=0)
     )
     np.testing.assert_allclose(direction(rows, 0.5), expected, atol=1e-9)
+
+
+def multipliers(rows, d, c):
+    """The dual problem of the rows in units of their lengths, and d's multipliers."""
+    lengths = np.linalg.norm(rows, axis=1)
+    g_0 = rows.mean(axis=0)
+    radius = c * np.linalg.norm(g_0)
+    unit = rows / lengths[:, None]
+    scaled, linear = unit @ unit.T, unit @ g_0 / radius
+    z = np.linalg.lstsq(unit.T, (d - g_0) / radius, rcond=None)[0]
+    return scaled, linear, lengths.min() / lengths, np.where(np.abs(z) < 1e-9, 0, z)
+
+
+def certified(scaled, linear, inverse, z, stationary, dtype):
+    arrays = (jnp.asarray(one, dtype) for one in (scaled, linear, inverse, z))
+    return bool(_cagrad._optimal(*arrays, jnp.asarray(stationary)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.usefixtures("x64")
+def test_wrong_multipliers_get_no_certificate(dtype):
+    """Of right ones every direction in the ball is worse for some term: Eq. 3."""
+    rng = np.random.default_rng(4)
+    refused = 0
+    for _ in range(10):
+        rows = rng.normal(size=(4, 6)) * np.exp(rng.normal(size=(4, 1)))
+        best = reference.direction(rows, 0.5)
+        scaled, linear, inverse, right = multipliers(rows, best, 0.5)
+        assert certified(scaled, linear, inverse, right, False, dtype)
+        # Others of the same step's length: one term alone, all alike, or a little off.
+        others = [*np.eye(4), np.ones(4), right + 0.2 * right.max() * rng.random(4)]
+        for z in others:
+            z = z / np.sqrt(z @ scaled @ z)
+            # What each direction does for the worst term, in its units of the radius.
+            gain = np.min((linear + scaled @ z) / inverse)
+            most = np.min((linear + scaled @ right) / inverse)
+            if gain < most - 0.01:
+                refused += 1
+                assert not certified(scaled, linear, inverse, z, False, dtype)
+    assert refused > 40
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.usefixtures("x64")
+def test_only_the_nearest_harmless_direction_gets_a_certificate(dtype):
+    rows = np.array([[1.0, 0, 0], [-1, 0, 0], [0, 3, 0], [0, -0.8, 1]])
+    unit = rows / np.linalg.norm(rows, axis=1)[:, None]
+    nearest = reference.projection(unit, rows.mean(axis=0))
+    *problem, right = multipliers(rows, nearest, 0.5)
+    # The first two cancel out: only their difference is known.
+    right[:2] -= right[:2].min()
+    assert certified(*problem, right, True, dtype)
+    scaled, linear, _ = problem
+    for factor, harmless in [(1.1, True), (0.9, False)]:  # too far, and not far enough
+        assert (np.min(linear + factor * scaled @ right) >= -1e-12) == harmless
+        assert not certified(*problem, factor * right, True, dtype)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_gramian_that_is_not_finite_gets_no_certificate(value):
+    products = gramian(np.random.default_rng(0).normal(size=(3, 9)).astype(np.float32))
+    for i, j in [(0, 0), (0, 1)]:
+        _, converged = solve(products.at[i, j].set(value).at[j, i].set(value))
+        assert not converged
 
 
 @pytest.mark.parametrize("scale", [1e-15, 1e-10, 1.0, 1e5, 1e10, 1e15])

@@ -35,6 +35,7 @@ CHAINS = {
         mt.pcgrad(jax.random.key(0)),
         mt.pcgrad(jax.random.key(1)),
     ),
+    "norms alone": lambda: (mt.constant([1.0, 9.0, 0.2]), mt.by_norm(0.5)),
     "norms of a mixture": lambda: (mt.pcgrad(jax.random.key(0)), mt.by_norm(0.9)),
     "losses of a mixture": lambda: (mt.pcgrad(jax.random.key(0)), mt.mgda("loss")),
     "three": lambda: (mt.constant([1.0, 9.0, 0.2]), mt.by_norm(), mt.upgrad()),

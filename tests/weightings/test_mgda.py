@@ -259,6 +259,22 @@ def test_no_error_bound_takes_every_step_of_mgda(rng):
     assert int(state.skipped) == 0
 
 
+@pytest.mark.parametrize("terms", [2, 3])
+def test_without_a_bound_rounding_skips_no_step(terms):
+    # The last gradient is opposed to a mixture of the others, so that the direction is
+    # zero, and what it does for each term is rounding of either sign.
+    rng = np.random.default_rng(terms)
+    rows = rng.normal(size=(50, terms, 6))
+    shares = rng.dirichlet(np.ones(terms - 1), size=50) * rng.uniform(0.5, 2, (50, 1))
+    rows[:, -1] = -np.einsum("ti,tip->tp", shares, rows[:, :-1])
+    exact = rows.astype(np.float32).astype(np.float64)
+    products = jnp.asarray(exact @ exact.swapaxes(1, 2), jnp.float32)
+    weights, state = jax.vmap(lambda one: inexact_update(one, 0.0))(products)
+    assert bool(jnp.all(state.ready))
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
+    assert np.abs(np.einsum("ti,tip->tp", weights, exact)).max() < 1e-5
+
+
 def test_at_the_optimum_the_condition_is_the_length_of_the_direction(rng):
     rows = _jacobians.agreeing(rng, 4, 30).astype(np.float32)
     length = np.linalg.norm(min_norm_point(rows)[0])

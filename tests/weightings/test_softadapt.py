@@ -185,9 +185,10 @@ def test_no_eps_keeps_the_sum_for_tiny_losses():
 
 
 @pytest.mark.parametrize("loss_weighted", [False, True])
-def test_one_term_has_the_whole_weight(loss_weighted, rng):
+@pytest.mark.parametrize("size", [1.0, 1e-9])  # the second is smaller than eps
+def test_one_term_has_the_whole_weight(loss_weighted, size, rng):
     weighting = softadapt(history=2, loss_weighted=loss_weighted)
-    weights, _ = run(weighting, random_losses(rng, 5, 1))
+    weights, _ = run(weighting, size * random_losses(rng, 5, 1))
     np.testing.assert_array_equal(weights, 1.0)
 
 
