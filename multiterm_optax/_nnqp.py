@@ -77,9 +77,7 @@ def solve(c: Gramian, b: Weights, q: Weights) -> Solution:
     c, b, q = jax.lax.stop_gradient((c, b, q))
     eps = float(jnp.finfo(c.dtype).eps)
     smallest = float(jnp.finfo(c.dtype).tiny) ** 0.5
-    # A rounding on the diagonal: where gradients cancel, so that their multipliers
-    # could grow together at no cost, these stay small.
-    hessian = c + b[:, None] * b[None, :] + eps * jnp.eye(len(q), dtype=c.dtype)
+    hessian = c + b[:, None] * b[None, :]
     ridge = 8 * eps * len(q)
     # z is proportional to q: solve for a q of unit size.
     size = jnp.max(jnp.abs(q))
