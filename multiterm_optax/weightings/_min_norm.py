@@ -38,7 +38,7 @@ def _normalized(problem: Problem, normalization: Normalization | None) -> Gramia
     if normalization in BY_LOSS:
         losses = problem.losses.astype(gramian.dtype)
         divisors = divisors * jnp.where(losses > 0, losses, 1)
-    return gramian / divisors[:, None] / divisors[None, :]
+    return _units.divided(gramian, divisors)
 
 
 def _min_norm(gramian: Gramian, problem: Problem) -> tuple[Weights, jax.Array]:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
@@ -30,6 +31,13 @@ def split(gramian: Gramian) -> Units:
     silent = norms == 0
     exponents = jnp.frexp(jnp.where(silent, 1, norms))[1]
     units = jnp.where(silent, 1, jnp.ldexp(jnp.ones_like(norms), exponents))
-    scaled = gramian / units[:, None] / units[None, :]
+    scaled = divided(gramian, units)
     scaled = jnp.where(silent[:, None] | silent[None, :], 0, scaled)
     return Units(jnp.where(jnp.diag(silent), 1, scaled), units, silent)
+
+
+def divided(gramian: Gramian, lengths: Norms) -> Gramian:
+    """The gramian of the gradients divided by these lengths."""
+    # Some versions of XLA would divide by the product of the two, which may overflow.
+    half = jax.lax.optimization_barrier(gramian / lengths[:, None])
+    return half / lengths[None, :]

@@ -13,11 +13,13 @@ from multiterm_optax import reweight as reweight_by
 from tests import _methods
 from tests.weightings import _jacobians, _properties
 
-# The bounds are roundings of the programs that users have.
-pytestmark = pytest.mark.usefixtures("full_compilation")
-
 PARAMETERS = 24
 SCALES = [1e-15, 1e-10, 1.0, 1e5, 1e10, 1e15]
+EXTREMES = {1e-15, 1e15}
+each_scale = pytest.mark.parametrize(
+    "scale",
+    [pytest.param(s, marks=[] if s in EXTREMES else pytest.mark.slow) for s in SCALES],
+)
 KINDS = _jacobians.WELL_POSED + _jacobians.DEGENERATE
 
 FOUND = {name: one for name, one in _methods.methods().items() if one.reads}
@@ -34,8 +36,8 @@ every_method = pytest.mark.parametrize("name", FOUND)
 
 
 @functools.cache
-def compiled(name, x64):
-    del x64  # a trace of its own for each precision
+def compiled(name, x64, quick):
+    del x64, quick  # a trace of its own for each precision, and way to compile
 
     @jax.jit
     def weigh(rows):
@@ -49,16 +51,16 @@ def compiled(name, x64):
 
 
 @functools.cache
-def weights_of(name, x64, shape, dtype, entries):
+def weights_of(name, x64, quick, shape, dtype, entries):
     """Many promises are about the same gradients: their weights are found once."""
     rows = np.frombuffer(entries, dtype).reshape(shape)
-    return np.asarray(compiled(name, x64)(jnp.asarray(rows)))
+    return np.asarray(compiled(name, x64, quick)(jnp.asarray(rows)))
 
 
-def method(name):
+def method(name, quick=True):
     x64 = bool(jax.config.jax_enable_x64)
     return lambda rows: weights_of(
-        name, x64, rows.shape, rows.dtype.str, rows.tobytes()
+        name, x64, quick, rows.shape, rows.dtype.str, rows.tobytes()
     )
 
 
@@ -75,7 +77,7 @@ def jacobians(terms, dtype=np.float32, promised=True):
 
 @every_method
 @pytest.mark.parametrize("terms", [1, 2, 3, 64])
-@pytest.mark.parametrize("scale", SCALES)
+@each_scale
 def test_finite(name, terms, scale):
     for rows in jacobians(terms):
         _properties.assert_finite(method(name), rows * np.float32(scale))
@@ -118,17 +120,19 @@ def test_permutation(name, terms):
         _properties.assert_permutes(method(name), rows, order)
 
 
+# The bounds are roundings of the programs that users have.
 @promising("invariant")
+@pytest.mark.usefixtures("full_compilation")
 @pytest.mark.parametrize("terms", [2, 3, 64])
-@pytest.mark.parametrize("scale", SCALES)
+@each_scale
 def test_scale(name, terms, scale):
     for rows in jacobians(terms, promised=FOUND[name].invariant):
-        _properties.assert_invariant_to_scale(method(name), rows, scale)
+        _properties.assert_invariant_to_scale(method(name, quick=False), rows, scale)
 
 
 @promising("agrees")
 @pytest.mark.parametrize("terms", [2, 3, 64])
-@pytest.mark.parametrize("scale", SCALES)
+@each_scale
 def test_no_conflict(name, terms, scale):
     for rows in jacobians(terms):
         _properties.assert_conflicts_with_no_term(
@@ -148,7 +152,7 @@ class TestDoublePrecision:
     """The same promises in float64, and to its digits."""
 
     @every_method
-    @pytest.mark.parametrize("scale", SCALES)
+    @each_scale
     def test_finite(self, name, scale):
         for rows in jacobians(3, np.float64):
             _properties.assert_finite(method(name), rows * scale)
@@ -159,7 +163,7 @@ class TestDoublePrecision:
             _properties.assert_permutes(method(name), rows, np.array([2, 0, 1]))
 
     @promising("invariant")
-    @pytest.mark.parametrize("scale", SCALES)
+    @each_scale
     def test_scale(self, name, scale):
         for rows in jacobians(3, np.float64, FOUND[name].invariant):
             _properties.assert_invariant_to_scale(method(name), rows, scale)
