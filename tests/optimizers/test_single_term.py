@@ -83,6 +83,8 @@ PAIRS = {
 }
 
 
+# A schedule is float32 here too; compiled in haste, two programs round it in two ways.
+@pytest.mark.usefixtures("full_compilation")
 @pytest.mark.parametrize("pair", PAIRS)
 def test_double_precision(x64, pair):
     ours, optax_own = PAIRS[pair]
