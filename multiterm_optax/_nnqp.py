@@ -14,11 +14,9 @@ factorisation each. The residual, on which the accuracy of the answer rests, is
 evaluated in twice the working precision. What it promises:
 
 - With s the slack of the optimality conditions, C z + b (b z) - q = s for z, s >= 0
-  and z s = 0, the error is what is left of the equation or the root of the largest
-  product z s, whichever is larger, for a q whose largest element is 1 and relative
-  to 1 + sum(z). The direction that z stands for is then within about the error's root
-  (of the equation) or the error itself (of the products) of the optimum, times
-  1 + sum(z).
+  and z s = 0, and for a q whose largest element is 1, the error is what is left of the
+  equation, relative to 1 + sum(z), or the root of the largest product z s, whichever
+  is larger.
 - It goes on until the error is two roundings, or no longer falls and is below the root
   of a rounding. Only then is ``converged`` true.
 - Where a predictor does not come true, a step ends where the products z s are of one
