@@ -79,11 +79,6 @@ def pytest_collection_finish():
     gc.set_threshold(100_000, 20, 20)
 
 
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """Nothing to do: quick compilation is the default."""
-
-
 @pytest.fixture
 def full_compilation():
     """Programs as users have them, for bounds that are a rounding of such programs."""

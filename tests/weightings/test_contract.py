@@ -20,8 +20,6 @@ from tests._asserts import (
     assert_strong_types,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STEPS = 6
 
 each_weighting = pytest.mark.parametrize("name", _methods.factories())
