@@ -61,6 +61,7 @@ from multiterm_optax.optimizers import adatask as adatask
 from multiterm_optax.optimizers import adatask_adagrad as adatask_adagrad
 from multiterm_optax.optimizers import adatask_adam as adatask_adam
 from multiterm_optax.optimizers import adatask_rmsprop as adatask_rmsprop
+from multiterm_optax.optimizers import balanced as balanced
 from multiterm_optax.optimizers import ladatask_rmsprop as ladatask_rmsprop
 from multiterm_optax.optimizers import metabalance as metabalance
 from multiterm_optax.optimizers import mtadam as mtadam

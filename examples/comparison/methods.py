@@ -11,7 +11,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+import optax.contrib
 
 import multiterm_optax as mt
 
@@ -82,6 +84,49 @@ def before_adatask(make: Callable[[Setting], mt.Weighting]) -> Method:
     return per_term(chain)
 
 
+def scaled_by_norm(s: Setting) -> optax.GradientTransformationExtraArgs:
+    """Norms of the whole gradients, averaged as slowly as `by_loss` averages losses."""
+    return mt.balance_by_norm(s.num_terms, 0.999, groups="global")
+
+
+def shared_rms(s: Setting) -> optax.GradientTransformationExtraArgs:
+    """All terms over the root of one second moment, that of their sum.
+
+    Conflicts are then those of Adam's geometry, in which the steps are taken.
+    """
+    moment = optax.ema(0.999)
+
+    def init(params):
+        return moment.init(params)
+
+    def update(grads, state, params=None, **extra_args):
+        squares = jax.tree.map(lambda g: jnp.square(g.sum(axis=0)), grads)
+        mean, state = moment.update(squares, state)
+        scaled = jax.tree.map(lambda g, v: g / (jnp.sqrt(v) + 1e-30), grads, mean)
+        return scaled, state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def shared_rms_upgrad(s: Setting) -> optax.GradientTransformationExtraArgs:
+    """Adam, but that conflicts are resolved between its two halves."""
+    return mt.chain(
+        scaled_by_norm(s),
+        shared_rms(s),
+        mt.reweight(mt.upgrad(), s.num_terms),
+        mt.sum_terms(),
+        optax.ema(0.9),
+        optax.scale_by_learning_rate(s.rate),
+    )
+
+
+def frozen_balanced(s: Setting) -> optax.GradientTransformationExtraArgs:
+    """`balanced` whose weights stay as they are after a tenth of the run."""
+    weights = mt.frozen(mt.by_loss(), max(s.steps // 10, 1))
+    stage = mt.reweight(mt.compose(weights, mt.upgrad(rows=True)), s.num_terms)
+    return mt.chain(stage, mt.adatask(optax.adam(s.rate), s.num_terms))
+
+
 # Adam on the sum under weights that stay as they are: what all others are held against.
 STATIC = weights_first(lambda s: mt.constant(s.weights))
 
@@ -135,6 +180,38 @@ METHODS: dict[str, Method] = {
     "dwa": weights_first(lambda s: mt.dwa(steps_per_epoch=s.epoch)),
     "lbtw": weights_first(lambda s: mt.lbtw()),
 }
+
+
+# What `balanced` was chosen from, its cheaper form, and controls.
+DEFAULTS: dict[str, Method] = {
+    "balanced": per_term(lambda s: mt.balanced(optax.adam(s.rate), s.num_terms)),
+    "by_loss, upgrad": weights_first(lambda s: mt.compose(mt.by_loss(), mt.upgrad())),
+    "by_loss, pcgrad, adatask": before_adatask(
+        lambda s: mt.compose(mt.by_loss(), mt.pcgrad(s.key))
+    ),
+    "slow norms, upgrad, adatask": per_term(
+        lambda s: mt.chain(
+            scaled_by_norm(s),
+            mt.reweight(mt.upgrad(rows=True), s.num_terms),
+            mt.adatask(optax.adam(s.rate), s.num_terms),
+        )
+    ),
+    "slow norms, shared RMS, upgrad": per_term(shared_rms_upgrad),
+    "mtadam, slow norms": per_term(
+        lambda s: mt.mtadam(s.rate, s.num_terms, b3=0.999, groups="global")
+    ),
+    "by_loss": weights_first(lambda s: mt.by_loss()),
+    "balanced, frozen": per_term(frozen_balanced),
+    "upgrad, adatask": before_adatask(lambda s: mt.upgrad(rows=True)),
+    "balanced, muon": per_term(
+        lambda s: mt.balanced(optax.contrib.muon(s.rate), s.num_terms)
+    ),
+    "equal weights, muon": per_term(
+        lambda s: mt.weighted(mt.equal(), optax.contrib.muon(s.rate), s.num_terms)
+    ),
+}
+
+METHODS |= DEFAULTS
 
 
 def _others() -> dict[str, Callable[[], mt.Weighting]]:

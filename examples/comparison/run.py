@@ -5,7 +5,7 @@
     python examples/comparison/run.py --draw docs/data/comparison.json
 
 The protocol is the same for all. A method trains at each of five learning rates with
-two tuning seeds; the rate with the best validation score is used for five other seeds,
+two tuning seeds; the rate with the best validation score is used for ten other seeds,
 whose test scores are reported. Nothing else is tuned.
 
 Its opponent is Adam on the weighted sum under static weights, tuned for as long as the
@@ -28,25 +28,29 @@ and several processes may work on different problems in one folder.
 """
 
 import argparse
+import functools
 import json
 import math
+import multiprocessing
+import os
 import platform
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from methods import METHODS, STATIC, Setting
+from methods import DEFAULTS, METHODS, STATIC, Setting
 from problems import PROBLEMS
 from report import write
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-TUNING, TESTING = (100, 101), (0, 1, 2, 3, 4)  # seeds
-POOL, DECADES = 100, 4.0  # static weights
+TUNING, TESTING = (100, 101), tuple(range(10))  # seeds
+POOL, FAST_POOL, DECADES = 100, 6, 4.0  # static weights
 
 console = Console()
 
@@ -134,7 +138,7 @@ def measure(bench, method, adam):
     return found | {"ratio": float(found["seconds"] / np.median(adams))}
 
 
-def search_static(bench, adam, pool, advance):
+def search_static(bench, adam, pool):
     """Equal weights at every rate, then a pool of random trials.
 
     A trial that is no better than equal weights on the validation data is never
@@ -155,7 +159,6 @@ def search_static(bench, adam, pool, advance):
             relative = np.log10(weights / weights[0]).round(2).tolist()
             trial = {"rate": rate, "log10 weights": relative}
             better.append({**trial, "validation": mean, "test": test})
-        advance()
     return {"equal": equal, "undone": undone, "pool": pool, "better": better}
 
 
@@ -176,45 +179,102 @@ def save(path, found):
     draft.replace(path)
 
 
-def run_problem(name, methods, args, progress):
-    problem = PROBLEMS[name](args.fast)
-    path = args.out / f"{name}.json"
-    pool = 6 if args.fast else POOL
-    settings = {
+class Job(NamedTuple):
+    """One method on one problem, or the search for static weights (no method)."""
+
+    problem: str
+    method: str | None
+    fast: bool
+
+
+@functools.cache
+def bench_of(name, fast):
+    return Bench(PROBLEMS[name](fast))
+
+
+def work(job):
+    """Runs a job, in a process of its own where there are several."""
+    bench = bench_of(job.problem, job.fast)
+    adam = bench.compile(STATIC)
+    adam(RATES[0], TUNING[0], bench.ones)  # the first call is slower
+    if job.method is None:
+        return rounded(search_static(bench, adam, FAST_POOL if job.fast else POOL))
+    return rounded(measure(bench, METHODS[job.method], adam))
+
+
+def one_core(cores):
+    """Called in each worker, so that times do not depend on the other workers."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {cores.get()})
+
+
+def results_of(jobs, workers):
+    """The jobs with their results, as they come."""
+    if workers == 1:
+        yield from ((job, work(job)) for job in jobs)
+        return
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
+    )
+    context = multiprocessing.get_context("spawn")
+    cores = context.Queue()
+    for core in sorted(os.sched_getaffinity(0))[:workers]:
+        cores.put(core)
+    with ProcessPoolExecutor(workers, context, one_core, (cores,)) as pool:
+        running = {pool.submit(work, job): job for job in jobs}
+        for future in as_completed(running):
+            yield running[future], future.result()
+
+
+def settings_of(name, fast):
+    problem = PROBLEMS[name](fast)
+    return {
         "name": problem.name,
         "measure": problem.measure,
         "terms": problem.num_terms,
         "steps": problem.steps,
         "rates": list(RATES),
         "machine": f"JAX {jax.__version__}, Python {platform.python_version()}, "
-        f"{jax.default_backend()}",
+        f"{jax.default_backend()}, {platform.machine()}",
     }
-    found = {"settings": settings, "static": None, "methods": {}}
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["settings"] != settings:
-            raise SystemExit(
-                f"--out: expected results under {settings} in {path}, found "
-                f"{found['settings']}; move the file or take another folder"
-            )
-    left = [method for method in methods if method not in found["methods"]]
-    searching = 0 if found["static"] else pool
-    bar = progress.add_task(name, total=searching + len(left))
-    if not left and not searching:
-        return
-    bench = Bench(problem)
-    adam = bench.compile(STATIC)
-    adam(RATES[0], TUNING[0], bench.ones)  # the first call is slower
-    if searching:
-        trials = search_static(bench, adam, pool, lambda: progress.advance(bar))
-        found["static"] = rounded(trials)
-        save(path, found)
-    for method in left:
-        progress.update(bar, description=f"{name}: {method}")
-        found["methods"][method] = rounded(measure(bench, METHODS[method], adam))
-        save(path, found)
-        progress.advance(bar)
-    progress.update(bar, description=name)
+
+
+def start(name, args):
+    """What the folder holds of a problem, or a new record."""
+    path = args.out / f"{name}.json"
+    settings = settings_of(name, args.fast)
+    if not path.is_file():
+        return {"settings": settings, "static": None, "methods": {}}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found["settings"] != settings:
+        raise SystemExit(
+            f"--out: expected results under {settings} in {path}, found "
+            f"{found['settings']}; move the file or take another folder"
+        )
+    return found
+
+
+def run_all(names, methods, args):
+    found = {name: start(name, args) for name in names}
+    # The search takes longest.
+    jobs = [Job(name, None, args.fast) for name in names if not found[name]["static"]]
+    jobs += [
+        Job(name, method, args.fast)
+        for method in methods
+        for name in names
+        if method not in found[name]["methods"]
+    ]
+    columns = *Progress.get_default_columns(), MofNCompleteColumn()
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        bar = progress.add_task("trainings", total=len(jobs))
+        for job, result in results_of(jobs, args.workers):
+            if job.method is None:
+                found[job.problem]["static"] = result
+            else:
+                found[job.problem]["methods"][job.method] = result
+            save(args.out / f"{job.problem}.json", found[job.problem])
+            done = f"{job.problem}: {job.method or 'static weights'}"
+            progress.update(bar, advance=1, description=done)
 
 
 def gather(folder):
@@ -236,6 +296,8 @@ def parse():
     add("--fast", action="store_true", help="two problems, three methods, few steps")
     add("--problems", nargs="+", choices=PROBLEMS, metavar="NAME", help="default: all")
     add("--methods", nargs="+", choices=METHODS, metavar="NAME", help="default: all")
+    add("--defaults", action="store_true", help="the default, its variants, controls")
+    add("--workers", type=int, default=1, metavar="N", help="processes, a core each")
     add("--out", type=Path, default=Path("comparison-results"), metavar="FOLDER")
     add("--draw", type=Path, metavar="FILE", help="only draw again what it holds")
     args = parser.parse_args()
@@ -251,10 +313,10 @@ def main():
         results = json.loads(args.draw.read_text(encoding="utf-8"))
     else:
         few = list(METHODS)[:3] if args.fast else list(METHODS)
-        columns = *Progress.get_default_columns(), MofNCompleteColumn()
-        with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
-            for name in args.problems or list(PROBLEMS)[: 2 if args.fast else None]:
-                run_problem(name, args.methods or few, args, progress)
+        if args.defaults:
+            few = ["equal weights", *DEFAULTS]
+        names = args.problems or list(PROBLEMS)[: 2 if args.fast else None]
+        run_all(names, args.methods or few, args)
         results = gather(args.out)
     console.print(write(results, args.out), markup=False, highlight=False)
 

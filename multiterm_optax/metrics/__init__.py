@@ -11,6 +11,7 @@ from multiterm_optax.metrics._dominance import (
 from multiterm_optax.metrics._dominance import dominance as dominance
 from multiterm_optax.metrics._dominance import dominance_shares as dominance_shares
 from multiterm_optax.metrics._dominance import track_dominance as track_dominance
+from multiterm_optax.metrics._geometry import alignment as alignment
 from multiterm_optax.metrics._geometry import conflicts as conflicts
 from multiterm_optax.metrics._geometry import cosines as cosines
 from multiterm_optax.metrics._geometry import gramian as gramian

@@ -104,6 +104,41 @@ def conflicts(grads: Any) -> Float[Array, ""]:
     return jnp.sum(upper * (products < 0)) / pairs
 
 
+def alignment(grads: Any) -> Float[Array, ""]:
+    r"""How far the gradients agree, as one number.
+
+    .. math::
+
+      2 \Bigl\lVert \frac{1}{K} \sum_i \frac{g_i}{\lVert g_i \rVert}
+      \Bigr\rVert^2 - 1
+
+    1: all point in one direction; 0 for two orthogonal gradients, -1 for two opposed
+    ones. For K orthogonal gradients it is 2 / K - 1. A zero gradient counts as a term
+    without a direction.
+
+    Args:
+      grads: Per-term gradients, every leaf [K, \*p].
+
+    Returns:
+      A number in [-1, 1].
+
+    Raises:
+      ValueError: A leaf has no term axis, or not the same K as the others.
+
+    Source:
+      Wang et al., "Gradient Alignment in Physics-informed Neural Networks: A
+      Second-Order Optimization Perspective", NeurIPS 2025.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from multiterm_optax import metrics
+      >>> grads = jnp.array([[1.0, 0.0], [0.0, 5.0]])
+      >>> round(float(metrics.alignment(grads)), 6)
+      0.0
+    """
+    return 2 * jnp.mean(cosines(grads)) - 1
+
+
 def _term_leaves(grads: Any, name: str) -> list[jax.Array]:
     leaves = jax.tree.leaves(grads)
     if not leaves:

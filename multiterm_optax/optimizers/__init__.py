@@ -12,6 +12,7 @@ from multiterm_optax.optimizers._adatask import adatask as adatask
 from multiterm_optax.optimizers._adatask import adatask_adagrad as adatask_adagrad
 from multiterm_optax.optimizers._adatask import adatask_adam as adatask_adam
 from multiterm_optax.optimizers._adatask import adatask_rmsprop as adatask_rmsprop
+from multiterm_optax.optimizers._balanced import balanced as balanced
 from multiterm_optax.optimizers._ladatask import (
     ScaleByLAdaTaskState as ScaleByLAdaTaskState,
 )

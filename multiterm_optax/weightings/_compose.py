@@ -3,6 +3,7 @@
 import itertools
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from multiterm_optax import _weighting
@@ -11,9 +12,15 @@ from multiterm_optax._weighting import Problem, Weighting
 
 
 class ComposeState(NamedTuple):
-    """State of :func:`compose`: the states of the weightings, in their order."""
+    """State of :func:`compose`.
+
+    Attributes:
+      parts: The states of the weightings, in their order.
+      found: What each of them found in the last step, weights [K] or [K, K].
+    """
 
     parts: tuple[Any, ...]
+    found: tuple[jax.Array, ...]
 
 
 def compose(*weightings: Weighting) -> Weighting:
@@ -55,7 +62,12 @@ def compose(*weightings: Weighting) -> Weighting:
         _weighting.check(one, name, f"weightings[{i}]")
 
     def init(num_terms: int) -> ComposeState:
-        return ComposeState(tuple(one.init(num_terms) for one in weightings))
+        parts = tuple(one.init(num_terms) for one in weightings)
+        found = (
+            _weighting.neutral_weights(one, part, num_terms)
+            for one, part in zip(weightings, parts, strict=True)
+        )
+        return ComposeState(parts, tuple(found))
 
     def find(
         problem: Problem, state: ComposeState
@@ -65,7 +77,7 @@ def compose(*weightings: Weighting) -> Weighting:
             products = problem.squared_norms
         losses = problem.losses
         total: Any = None
-        parts = []
+        parts, found = [], []
         for i, one in enumerate(weightings):
             weights, part = _weighting.weights_from(
                 one,
@@ -78,7 +90,8 @@ def compose(*weightings: Weighting) -> Weighting:
             products, losses = _weighted(weights, products, losses)
             total = weights if total is None else _product(weights, total)
             parts.append(part)
-        return total, ComposeState(tuple(parts))
+            found.append(weights.astype(state.found[i].dtype))
+        return total, ComposeState(tuple(parts), tuple(found))
 
     names = [_weighting.extra_arguments(one) for one in weightings]
     return _weighting.method(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from multiterm_optax import _checks, _nnqp, _weighting
-from multiterm_optax._typing import Gramian, Weights
+from multiterm_optax._typing import Gramian, Mixing, Weights
 from multiterm_optax._weighting import Problem, Weighting
 from multiterm_optax.weightings import _units
 
@@ -23,12 +23,15 @@ class DualConeState(NamedTuple):
 
     Attributes:
       converged: Whether the last step's weights meet the optimality conditions.
+      conflicts: The share of the pairs of terms whose gradients had a negative dot
+        product in the last step.
     """
 
     converged: jax.Array
+    conflicts: jax.Array
 
 
-def upgrad(preference: Any = None) -> Weighting:
+def upgrad(preference: Any = None, *, rows: bool = False) -> Weighting:
     r"""Unconflicting projection of gradients.
 
     Each gradient is projected to the nearest direction that conflicts with no term, and
@@ -43,16 +46,23 @@ def upgrad(preference: Any = None) -> Weighting:
     The direction conflicts with no term, :math:`g_j \cdot d \ge 0`. If no two gradients
     conflict, it is :math:`\sum_i u_i g_i`.
 
+    With ``rows`` the projections stay apart, so that a stage that treats each term by
+    itself can follow, such as :func:`multiterm_optax.adatask`. With two terms this is
+    :func:`multiterm_optax.pcgrad`; with more no row conflicts with any term, and there
+    is no order of the terms to draw.
+
     Args:
       preference: :math:`u`, K weights, not negative. ``None``: 1 / K each, the mean,
-        as in the paper; K is then the number of present terms.
+        as in the paper, where K is the number of present terms; with ``rows`` 1 each.
+      rows: Return the matrix whose row :math:`i` makes :math:`u_i \, \pi(g_i)`.
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the gramian; weights [K], not
-      negative.
+      negative, or with ``rows`` a mixing matrix [K, K] with no negative entry.
 
     Raises:
-      ValueError: ``preference`` is negative or does not have K values.
+      ValueError: ``preference`` is negative or does not have K values, or ``rows`` is
+        no boolean.
 
     Source:
       Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", 2024, Eq. 5
@@ -68,9 +78,14 @@ def upgrad(preference: Any = None) -> Weighting:
       [1.0, 0.75]
       >>> [round(float(x), 6) for x in weights @ gradients]  # the mean is [0, 0.5]
       [0.25, 0.75]
+      >>> mixing, _ = upgrad(rows=True).update(gradients @ gradients.T, state)
+      >>> (mixing @ gradients).round(6).tolist()
+      [[0.5, 0.5], [0.0, 1.0]]
     """
+    name = "upgrad"
+    _checks.one_of(rows, "rows", name, (False, True))
     # K combinations, each of one gradient only.
-    return _projected(preference, jnp.diag, "upgrad")
+    return _projected(preference, jnp.diag, name, rows)
 
 
 def dual_proj(preference: Any = None) -> Weighting:
@@ -118,28 +133,44 @@ def _projected(
     preference: Any,
     combinations: Callable[[Weights], Float[Array, "N K"]],
     name: str,
+    rows: bool = False,
 ) -> Weighting:
-    """Weights of the sum of the projections of ``combinations(shares)``."""
+    """Weights of the projections of ``combinations(shares)``, or of their sum."""
     if preference is not None:
         _checks.non_negative(preference, "preference", name, array=True)
 
     def init(num_terms: int) -> DualConeState:
         if preference is not None:
             _checks.vector(preference, "preference", name, num_terms)
-        return DualConeState(converged=jnp.ones([], jnp.bool_))
+        return DualConeState(
+            converged=jnp.ones([], jnp.bool_),
+            conflicts=jnp.zeros([], jnp.result_type(float)),
+        )
 
-    def find(problem: Problem, state: DualConeState) -> tuple[Weights, DualConeState]:
+    def find(
+        problem: Problem, state: DualConeState
+    ) -> tuple[Weights | Mixing, DualConeState]:
         del state
         gramian = problem.gramian
         if preference is None:
             shares = problem.equal_shares(gramian.dtype)
+            if rows:
+                shares = problem.only_present(jnp.ones_like(shares))
         else:
             shares = _checks.vector(preference, "preference", name, problem.num_terms)
             shares = problem.only_present(shares)
         weights, converged = _project(gramian, combinations(shares))
-        return jnp.sum(weights, axis=0), DualConeState(converged)
+        found = DualConeState(converged, _conflicts(problem))
+        return weights if rows else jnp.sum(weights, axis=0), found
 
     return _weighting.method(name, init, find, reads_gramian=True)
+
+
+def _conflicts(problem: Problem) -> Float[Array, ""]:
+    """The share of the pairs of present terms whose dot product is negative."""
+    pairs = problem.num_present * (problem.num_present - 1) / 2
+    negative = jnp.sum(jnp.triu(problem.gramian < 0, 1))
+    return (negative / jnp.maximum(pairs, 1)).astype(jnp.result_type(float))
 
 
 def _project(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from multiterm_optax import dual_proj, reweight, upgrad
+from multiterm_optax import dual_proj, pcgrad, reweight, upgrad
 from tests._asserts import assert_message
 from tests._methods import Method
 from tests.references import dual_cone
@@ -18,6 +18,10 @@ FACTORIES = {"upgrad": upgrad, "dual_proj": dual_proj}
 METHODS = {
     name: Method(factory, permutes=True, invariant=True, agrees=True, digits=1e-6)
     for name, factory in FACTORIES.items()
+} | {
+    "upgrad, rows": Method(
+        upgrad, {"rows": True}, permutes=True, invariant=True, agrees=True, digits=1e-6
+    )
 }
 REFERENCES = {"upgrad": dual_cone.upgrad, "dual_proj": dual_cone.projected}
 
@@ -72,6 +76,44 @@ def test_preference(x64, name):
     weights, _ = weights_of(name, rows, preference)
     expected = REFERENCES[name](rows, preference)
     np.testing.assert_allclose(np.asarray(weights) @ rows, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("preference", [None, (0.5, 1.0, 3.0)])
+def test_rows_are_the_projections_of_each_gradient(x64, preference):
+    rows = _jacobians.generic(np.random.default_rng(3), 3, 6)
+    weighting = upgrad(preference, rows=True)
+    mixing, state = weighting.update(jnp.asarray(rows @ rows.T), weighting.init(3))
+    assert mixing.min() >= 0
+    for i, row in enumerate(np.asarray(mixing) @ rows):
+        one = np.eye(3)[i] * (1.0 if preference is None else preference[i])
+        np.testing.assert_allclose(row, dual_cone.upgrad(rows, one), atol=1e-9)
+    assert float(state.conflicts) == np.mean((rows @ rows.T)[np.triu_indices(3, 1)] < 0)
+
+
+def test_rows_of_two_terms_are_those_of_pcgrad(rng):
+    rows = rng.normal(size=(2, 3)).astype(np.float32)
+    rows[1] -= rows[0]
+    gramian = jnp.asarray(rows @ rows.T)
+    found, state = upgrad(rows=True).update(gramian, upgrad(rows=True).init(2))
+    surgery = pcgrad(jax.random.key(0))
+    expected, _ = surgery.update(gramian, surgery.init(2))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert float(state.conflicts) == 1.0
+
+
+def test_conflicts_are_counted_among_present_terms():
+    rows = jnp.array([[1.0, 0.0], [-1.0, 0.1], [1.0, 0.2], [0.5, 0.5]])
+    weighting, present = upgrad(), jnp.array([True, True, True, False])
+    _, state = weighting.update(rows @ rows.T, weighting.init(4), present=present)
+    assert round(float(state.conflicts), 6) == round(2 / 3, 6)
+    _, state = weighting.update(rows @ rows.T, weighting.init(4), present=~present)
+    assert float(state.conflicts) == 0.0
+
+
+def test_bad_rows(own_errors):
+    with pytest.raises(ValueError, match="rows") as error:
+        upgrad(rows=3)
+    assert_message(error, "upgrad", "rows", "False, True", "3")
 
 
 @each_method
