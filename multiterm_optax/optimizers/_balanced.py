@@ -42,10 +42,11 @@ def balanced(
         :func:`multiterm_optax.by_loss`; 0.999 suits runs of a few thousand steps.
 
     Returns:
-      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. ``update``
-      requires the loss values as the extra argument ``losses`` and takes ``present``, K
-      booleans: an absent term takes no step, and its part of the state stays. Others
-      go to ``inner``. With K = 1 it is ``inner``. State: K times that of ``inner``.
+      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. The
+      extra argument ``losses`` is required. ``present``, K booleans, says which terms
+      this step has: an absent one takes no step, and its part of the state stays. All
+      other extra arguments go to ``inner``. With K = 1 it is ``inner``. State: K times
+      that of ``inner``.
 
     Raises:
       TypeError: ``inner`` is not a transformation.
