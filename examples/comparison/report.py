@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from scipy import stats
 
 POOL = "static weights, whole pool"
 BETTER, LEVEL, WORSE = -1, 0, 1
@@ -56,19 +57,22 @@ def static_scores(static, trials):
     return expected, math.sqrt(variance)
 
 
-def verdict(own, other):
-    """BETTER or WORSE by over two SD of the differences by seed, or LEVEL.
+def ratio(own, other, level):
+    """Geometric mean of own over other by seed, and its interval by a paired t test."""
+    floor = 1e-12  # a score of exactly zero has no logarithm
+    logs = np.log(np.maximum(own, floor)) - np.log(np.maximum(other, floor))
+    half = stats.t.ppf((1 + level) / 2, len(logs) - 1) * stats.sem(logs)
+    return tuple(np.exp(logs.mean() + half * np.array([0, -1, 1])))
 
-    With five seeds it is a paired t test at the level of 1 %.
-    """
+
+def verdict(own, other):
+    """BETTER or WORSE where the ratio differs from 1 at the level of 1 %, or LEVEL."""
     if not np.isfinite(own).all():
         return WORSE
     if not np.isfinite(other).all():
         return BETTER
-    difference = own - other
-    if abs(difference.mean()) <= 2 * difference.std(ddof=1):
-        return LEVEL
-    return BETTER if difference.mean() < 0 else WORSE
+    _, low, high = ratio(own, other, 0.99)
+    return BETTER if high < 1 else WORSE if low > 1 else LEVEL
 
 
 def ranks(values):

@@ -19,9 +19,8 @@ the expected score over all such draws is taken, which is exact: with the pool o
 sorted by validation score, the trial of rank k is chosen with probability
 C(N - k, n - 1) / C(N, n).
 
-A method wins (loses) against another where the mean difference of their test scores,
-seed by seed, is negative (positive) and larger than twice its standard deviation: a
-paired t test at the level of 1 %.
+A method wins (loses) against another where the geometric mean of the ratios of their
+test scores, seed by seed, is below (above) 1 by a paired t test at the level of 1 %.
 
 Results are saved after every method: a run that was cut off goes on where it stopped,
 and several processes may work on different problems in one folder.
@@ -39,6 +38,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import default_report
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -318,6 +318,7 @@ def main():
         names = args.problems or list(PROBLEMS)[: 2 if args.fast else None]
         run_all(names, args.methods or few, args)
         results = gather(args.out)
+    default_report.write(results, args.out)
     console.print(write(results, args.out), markup=False, highlight=False)
 
 

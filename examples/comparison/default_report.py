@@ -1,0 +1,195 @@
+"""What the default does on every problem, from the comparison's results.
+
+Where ``report`` has a row for each method, here each problem has its row, since what
+counts is whether one method serves them all.
+"""
+
+import math
+
+import numpy as np
+from matplotlib.figure import Figure
+from report import (
+    BETTER,
+    LEVEL,
+    WORSE,
+    by_seed,
+    count,
+    markdown,
+    ratio,
+    rounded,
+    seeds_mean_sd,
+    static_scores,
+    verdict,
+)
+
+DEFAULT, EQUAL, POOL = "balanced", "equal weights", "whole pool"
+WORDS = {BETTER: "better", LEVEL: "tied", WORSE: "worse"}
+
+
+def opponents(found, record):
+    """Scores by seed of what a method is held against, by name."""
+    static = found["static"]
+    first = len(static["equal"]["validation"])
+    return {
+        EQUAL: by_seed(static["equal"]),
+        "static, same time": static_scores(static, int(record["ratio"] * first))[0],
+        POOL: static_scores(static, first + static["pool"])[0],
+    }
+
+
+def against(own, other):
+    """The ratio of the scores with its interval, and the verdict in words."""
+    if not (np.isfinite(own).all() and np.isfinite(other).all()):
+        return WORDS[verdict(own, other)]
+    middle, low, high = (significant(x) for x in ratio(own, other, 0.95))
+    return f"{middle} ({low} to {high}), {WORDS[verdict(own, other)]}"
+
+
+def significant(value):
+    """Two significant digits, or three from 1 on."""
+    if not math.isfinite(value):
+        return "∞"
+    return rounded(value, value, 3 if value >= 1 else 2)
+
+
+def each_problem(results, name):
+    """One row a problem: scores, and the method's ratio to each opponent."""
+    rows = []
+    for found in results.values():
+        record, settings = found["methods"][name], found["settings"]
+        own, others = by_seed(record), opponents(found, record)
+        rows.append(
+            [
+                f"{settings['name']} (K = {settings['terms']})",
+                seeds_mean_sd(others[EQUAL]),
+                seeds_mean_sd(others[POOL]),
+                seeds_mean_sd(own),
+                *(against(own, other) for other in others.values()),
+            ]
+        )
+    head = ["problem", "equal weights", "best of 105 static trials", name]
+    return markdown([*head, *(f"over {other}" for other in others)], rows)
+
+
+def each_method(results):
+    """One row a method: on how many problems it was better, tied, worse."""
+    rows = []
+    for name in methods_of(results):
+        verdicts, times = {}, []
+        for found in results.values():
+            record = found["methods"][name]
+            times.append(record["ratio"])
+            for other, scores in opponents(found, record).items():
+                verdicts.setdefault(other, []).append(verdict(by_seed(record), scores))
+        time = f"{np.median(times):.1f} ({min(times):.1f} to {max(times):.1f})"
+        rows.append(
+            [name, *map(count, verdicts.values()), mean_ratio(results, name), time]
+        )
+    head = ["method", *(f"against {other}" for other in verdicts)]
+    head += ["mean ratio to the pool", "training time relative to Adam"]
+    return markdown(head, rows)
+
+
+def mean_ratio(results, name):
+    """Geometric mean over the problems of the score over that of the whole pool."""
+    logs = []
+    for found in results.values():
+        record = found["methods"][name]
+        own, pool = by_seed(record), opponents(found, record)[POOL]
+        if not np.isfinite(own).all():
+            return "diverged"
+        logs.append(math.log(ratio(own, pool, 0.95)[0]))
+    return f"{math.exp(np.mean(logs)):.2f}"
+
+
+def all_scores(results):
+    """Test scores, one row a problem."""
+    names = methods_of(results)
+    rows = []
+    for found in results.values():
+        scores = (seeds_mean_sd(by_seed(found["methods"][name])) for name in names)
+        undone = found["static"]["undone"]
+        known = seeds_mean_sd(by_seed(undone)) if undone else ""
+        rows.append([found["settings"]["name"], *scores, known])
+    return markdown(
+        ["problem", *names, "correct weights (not known in practice)"], rows
+    )
+
+
+def by_rate(results):
+    """Validation score at each rate over the best one of the row."""
+    rates = next(iter(results.values()))["settings"]["rates"]
+    rows = []
+    for found in results.values():
+        records = {EQUAL: found["static"]["equal"], DEFAULT: found["methods"][DEFAULT]}
+        for name, record in records.items():
+            scores = record["validation"]
+            scores = [math.inf if s is None else s for s in scores]
+            best = min(scores)
+            cells = (significant(s / best) for s in scores)
+            rows.append([found["settings"]["name"], name, *cells])
+    return markdown(["problem", "method", *(f"{rate:g}" for rate in rates)], rows)
+
+
+def methods_of(results):
+    """Those that all problems have."""
+    first = next(iter(results.values()))["methods"]
+    every = [set(found["methods"]) for found in results.values()]
+    return [name for name in first if all(name in methods for methods in every)]
+
+
+def tables(results):
+    return {
+        "Each problem": each_problem(results, DEFAULT),
+        "Each method": each_method(results),
+        "Scores": all_scores(results),
+        "Learning rates": by_rate(results),
+    }
+
+
+def draw(results):
+    """One row a problem: scores over that of the best of the whole pool."""
+    figure = Figure(
+        figsize=(8, 1.2 + 0.3 * len(results)), dpi=110, layout="constrained"
+    )
+    ax = figure.subplots()
+    rows = {
+        "Adam on the sum": ("o", "tab:gray", EQUAL),
+        "static weights tuned for the same time": ("|", "black", "static, same time"),
+        "balanced": ("D", "tab:blue", None),
+    }
+    for label, (marker, color, other) in rows.items():
+        points = []
+        for found in results.values():
+            record = found["methods"][DEFAULT]
+            others = opponents(found, record)
+            own = by_seed(record) if other is None else others[other]
+            points.append(ratio(own, others[POOL], 0.95))
+        middle, low, high = np.array(points).T
+        places = np.arange(len(points))[::-1]
+        ax.errorbar(
+            middle,
+            places,
+            xerr=[middle - low, high - middle],
+            fmt=marker,
+            color=color,
+            label=label,
+            markersize=9 if marker == "|" else 6,
+            elinewidth=1,
+        )
+    ax.axvline(1, color="tab:green", linewidth=1)
+    names = [found["settings"]["name"] for found in results.values()]
+    ax.set_yticks(range(len(names))[::-1], names)
+    ax.set_xscale("log")
+    ax.set_xlabel("test error over that of the best of 105 trials of static weights")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.4, 1.14), ncols=3, frameon=False)
+    return figure
+
+
+def write(results, folder):
+    """Saves ``default.md`` and ``default.png`` where every problem has the default."""
+    if not all(DEFAULT in found["methods"] for found in results.values()):
+        return
+    text = "\n\n".join(f"## {k}\n\n{table}" for k, table in tables(results).items())
+    (folder / "default.md").write_text(text + "\n", encoding="utf-8")
+    draw(results).savefig(folder / "default.png")
