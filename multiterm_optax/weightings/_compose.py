@@ -90,7 +90,7 @@ def compose(*weightings: Weighting) -> Weighting:
             products, losses = _weighted(weights, products, losses)
             total = weights if total is None else _product(weights, total)
             parts.append(part)
-            found.append(weights.astype(state.found[i].dtype))
+            found.append(problem.keep_absent_weights(weights, state.found[i]))
         return total, ComposeState(tuple(parts), tuple(found))
 
     names = [_weighting.extra_arguments(one) for one in weightings]
