@@ -6,6 +6,7 @@ are errors: smaller is better.
 """
 
 import chosen_on
+import held_out_data
 import held_out_equations
 
 # By the name that --problems takes: first those on which a default was chosen.
@@ -25,5 +26,9 @@ HELD_OUT = {
     "wave": held_out_equations.wave,
     "kovasznay": held_out_equations.kovasznay,
     "helmholtz": held_out_equations.helmholtz,
+    "linear": held_out_data.linear,
+    "parkinsons": held_out_data.parkinsons,
+    "diabetes": held_out_data.diabetes,
+    "breast_cancer": held_out_data.breast_cancer,
 }
 PROBLEMS = CHOSEN_ON | HELD_OUT
