@@ -6,6 +6,7 @@ are errors: smaller is better.
 """
 
 import chosen_on
+import held_out_control
 import held_out_data
 import held_out_equations
 import held_out_images
@@ -33,6 +34,7 @@ HELD_OUT = {
     "breast_cancer": held_out_data.breast_cancer,
     "autoencoder": held_out_images.autoencoder,
     "inpainting": held_out_images.inpainting,
+    "actor_critic": held_out_control.actor_critic,
 }
 PROBLEMS = CHOSEN_ON | HELD_OUT
 # One objective in two parts: never counted in a verdict.
