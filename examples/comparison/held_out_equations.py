@@ -137,7 +137,7 @@ def klein_gordon(fast: bool) -> Problem:
         return u_tt - u_xx + u**3 - force
 
     make = partial(second_order, residual, true, lambda x: x, 64, 32)
-    return equation(make, "Klein–Gordon", 20 if fast else 5000)
+    return equation(make, "Klein–Gordon", 20 if fast else 4000, width=40)
 
 
 def wave(fast: bool) -> Problem:
@@ -168,7 +168,7 @@ def allen_cahn(fast: bool) -> Problem:
     Terms: residual and initial value; sines and cosines as inputs make the network
     periodic in x. Raissi's problem; the solution compared with is computed here.
     """
-    return equation(_allen_cahn, "Allen–Cahn", 20 if fast else 4000)
+    return equation(_allen_cahn, "Allen–Cahn", 20 if fast else 3000)
 
 
 def _allen_cahn(points=64, initial_points=32):
@@ -276,4 +276,4 @@ def helmholtz(fast: bool) -> Problem:
     The benchmark of Wang, Teng and Perdikaris (2021), as in the reproductions.
     """
     make = partial(borrowed("pde").helmholtz, points=64, boundary_points=32)
-    return equation(make, "Helmholtz", 20 if fast else 5000)
+    return equation(make, "Helmholtz", 20 if fast else 4000, width=40)

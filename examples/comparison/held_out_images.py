@@ -101,7 +101,7 @@ def inpainting(fast: bool) -> Problem:
 
     def init_params(seed):
         generator, discriminator = halves(
-            seed, (seen, 64, 64, HOLE.sum()), (PIXELS, 64, 32, 1)
+            seed, (seen, 64, 64, HOLE.sum()), (PIXELS, 32, 1)
         )
         return {"generator": generator, "discriminator": discriminator}
 

@@ -60,7 +60,9 @@ def dense(params, x):
     return x @ last["w"] + last["b"]
 
 
-def equation(make: Callable[[], Any], name: str, steps: int) -> Problem:
+def equation(
+    make: Callable[[], Any], name: str, steps: int, width: int = 20
+) -> Problem:
     """A differential equation; its solution at some points is the validation part."""
     source = make()
     order = np.random.default_rng(0).permutation(len(source.grid))
@@ -82,7 +84,7 @@ def equation(make: Callable[[], Any], name: str, steps: int) -> Problem:
         num_terms=len(source.terms),
         steps=steps,
         make_data=lambda seed: parts,
-        init_params=lambda seed: source.init_params(jax.random.key(seed), width=20),
+        init_params=lambda seed: source.init_params(jax.random.key(seed), width=width),
         draw=lambda key, train: source.sample(key),
         losses_fn=source.losses_fn,
         score=score,
