@@ -1,6 +1,7 @@
 """The comparison runs, leaves no method out, and computes what its page says."""
 
 import ast
+import importlib
 import importlib.util
 import inspect
 import itertools
@@ -10,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -78,6 +81,52 @@ def test_tables_and_picture_are_drawn_again_from_the_results(fast, tmp_path):
     for name in FILES[:2]:
         assert (tmp_path / name).read_text() == (fast / name).read_text()
     assert (tmp_path / "comparison.png").is_file()
+
+
+@pytest.fixture(scope="module")
+def problems():
+    """The module, whose neighbours are found; the benchmarks have one of its name."""
+    other = sys.modules.pop("problems", None)
+    sys.path.insert(0, str(FOLDER))
+    try:
+        return importlib.import_module("problems")
+    finally:
+        sys.path.remove(str(FOLDER))
+        sys.modules.pop("problems", None)
+        if other is not None:
+            sys.modules["problems"] = other
+
+
+def test_no_problem_is_both_chosen_on_and_held_out(problems):
+    parts = problems.CHOSEN_ON, problems.HELD_OUT, problems.NOT_TERMS
+    assert len(problems.CHOSEN_ON) == 7
+    assert set(problems.PROBLEMS) == {*parts[0], *parts[1]}
+    assert len(set().union(*parts)) == sum(len(part) for part in parts)
+
+
+@pytest.mark.slow  # a program to compile for each
+def test_each_held_out_problem_can_be_trained_and_scored(problems):
+    for name, make in (problems.HELD_OUT | problems.NOT_TERMS).items():
+        problem = make(True)
+        data = jax.tree.map(jnp.asarray, problem.make_data(0))
+        params = problem.init_params(0)
+
+        @jax.jit
+        def evaluate(params, data, problem=problem):
+            batch = problem.draw(jax.random.key(0), data["train"])
+            losses, pull = jax.vjp(lambda p: problem.losses_fn(p, batch), params)
+            grads = pull(jnp.ones_like(losses))
+            return losses, grads, problem.score(params, data["test"])
+
+        losses, grads, score = evaluate(params, data)
+        assert losses.shape == (problem.num_terms,), name
+        assert score.shape == (), name
+        for leaf in jax.tree.leaves((losses, grads, score)):
+            assert np.isfinite(leaf).all(), name
+        norms = [float(jnp.linalg.norm(leaf)) for leaf in jax.tree.leaves(grads)]
+        assert max(norms) > 0, name
+        if problem.undo is not None:
+            assert np.shape(problem.undo) == (problem.num_terms,), name
 
 
 def makes_weights(function):

@@ -138,13 +138,17 @@ def methods_of(results):
     return [name for name in first if all(name in methods for methods in every)]
 
 
-def tables(results):
-    return {
-        "Each problem": each_problem(results, DEFAULT),
-        "Each method": each_method(results),
-        "Scores": all_scores(results),
-        "Learning rates": by_rate(results),
-    }
+def tables(counted, apart, chosen_on):
+    seen = {name: found for name, found in counted.items() if name in chosen_on}
+    new = {name: found for name, found in counted.items() if name not in chosen_on}
+    parts = {"problems it was chosen on": seen, "held-out problems": new}
+    parts = {where: part for where, part in parts.items() if part}
+    found = {f"Each problem, {w}": each_problem(p, DEFAULT) for w, p in parts.items()}
+    found |= {f"Each method, {w}": each_method(p) for w, p in parts.items()}
+    found |= {f"Scores, {w}": all_scores(p) for w, p in parts.items()}
+    if apart:
+        found["Scores where terms are one objective"] = all_scores(apart)
+    return found | {"Learning rates": by_rate(counted)}
 
 
 def draw(results):
@@ -186,10 +190,11 @@ def draw(results):
     return figure
 
 
-def write(results, folder):
+def write(counted, apart, chosen_on, folder):
     """Saves ``default.md`` and ``default.png`` where every problem has the default."""
-    if not all(DEFAULT in found["methods"] for found in results.values()):
+    if not counted or not all(DEFAULT in f["methods"] for f in counted.values()):
         return
-    text = "\n\n".join(f"## {k}\n\n{table}" for k, table in tables(results).items())
+    found = tables(counted, apart, chosen_on)
+    text = "\n\n".join(f"## {name}\n\n{table}" for name, table in found.items())
     (folder / "default.md").write_text(text + "\n", encoding="utf-8")
-    draw(results).savefig(folder / "default.png")
+    draw(counted).savefig(folder / "default.png")

@@ -1,6 +1,5 @@
 """The tables and the picture of the comparison, from its results."""
 
-import json
 import math
 from typing import NamedTuple
 
@@ -234,10 +233,8 @@ def draw(results):
 
 
 def write(results, folder):
-    """Saves ``comparison.json``, ``.md`` and ``.png``; returns the first two tables."""
+    """Saves ``comparison.md`` and ``.png``; returns the first two tables."""
     tables = make_tables(results)
-    lines = json.dumps(results, separators=(",", ":"), ensure_ascii=False)
-    (folder / "comparison.json").write_text(lines + "\n", encoding="utf-8")
     text = "\n\n".join(f"## {name}\n\n{table}" for name, table in tables.items())
     (folder / "comparison.md").write_text(text + "\n", encoding="utf-8")
     draw(results).savefig(folder / "comparison.png")
