@@ -30,163 +30,50 @@ and several processes may work on different problems in one folder.
 import argparse
 import functools
 import json
-import math
 import multiprocessing
 import os
 import platform
-import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import default_report
 import jax
-import jax.numpy as jnp
-import numpy as np
-from methods import DEFAULTS, METHODS, STATIC, Setting
+from bench import (
+    RATES,
+    TESTING,
+    TRIALS,
+    Bench,
+    draw_trials,
+    equal_weights,
+    measure,
+    rounded,
+    search,
+)
+from methods import DEFAULTS, METHODS
 from problems import CHOSEN_ON, NOT_TERMS, PROBLEMS
 from report import write
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-TUNING, TESTING = (100, 101), tuple(range(10))  # seeds
 ALL = PROBLEMS | NOT_TERMS
-POOL, FAST_POOL, DECADES = 100, 6, 4.0  # static weights
+POOL, FAST_POOL = 100, 10  # random static weights
+EQUAL = "equal weights at every rate"
 
 console = Console()
 
 
-class Run(NamedTuple):
-    validation: float
-    test: float
-    seconds: float
-
-
-class Bench:
-    """One problem: trains by any method, and times it."""
-
-    def __init__(self, problem):
-        self.problem = problem
-        self.data = {}
-        self.ones = np.ones(problem.num_terms, np.float32)
-
-    def compile(self, method):
-        """A function of rate, seed and weights, to a Run."""
-        problem = self.problem
-
-        def train(rate, seed, weights, data):
-            keys = jax.random.split(jax.random.key(seed), problem.steps + 1)
-            setting = Setting(rate, problem.num_terms, problem.steps, keys[0], weights)
-            init, step = method(problem.losses_fn, setting)
-
-            def body(carry, key):
-                return step(*carry, problem.draw(key, data["train"])), None
-
-            params: Any = problem.init_params(seed)
-            (params, _), _ = jax.lax.scan(body, (params, init(params)), keys[1:])
-            parts = data["validation"], data["test"]
-            return jnp.stack([problem.score(params, part) for part in parts])
-
-        jitted = jax.jit(train)
-        example = np.float32(0), np.int32(0), self.ones, self.data_of(TUNING[0])
-        compiled = jitted.lower(*example).compile()
-
-        def run(rate, seed, weights):
-            data = self.data_of(seed)
-            start = time.perf_counter()
-            scores = compiled(
-                np.float32(rate), np.int32(seed), np.float32(weights), data
-            )
-            validation, test = jax.block_until_ready(scores).tolist()
-            return Run(validation, test, time.perf_counter() - start)
-
-        return run
-
-    def data_of(self, seed):
-        if seed not in self.data:
-            self.data[seed] = jax.tree.map(jnp.asarray, self.problem.make_data(seed))
-        return self.data[seed]
-
-
-def mean_validation(runs):
-    """Infinite where a training ended in NaN."""
-    scores = np.array([run.validation for run in runs])
-    return float(np.where(np.isnan(scores), np.inf, scores).mean())
-
-
-def tune(run, weights, between=lambda rate: None):
-    """The rate with the best validation score, and the test scores there."""
-    validation, seconds = [], []
-    for rate in RATES:
-        runs = [run(rate, seed, weights) for seed in TUNING]
-        between(rate)
-        validation.append(mean_validation(runs))
-        seconds += [found.seconds for found in runs]
-    rate = RATES[int(np.argmin(validation))]
-    test = [run(rate, seed, weights).test for seed in TESTING]
-    seconds = float(np.median(seconds))
-    return {"rate": rate, "validation": validation, "test": test, "seconds": seconds}
-
-
-def measure(bench, method, adam):
-    """One method: rate by validation, test scores, time over that of Adam."""
-    adams = []
-
-    def between(rate):
-        adams.append(adam(rate, TUNING[0], bench.ones).seconds)
-
-    found = tune(bench.compile(method), bench.ones, between)
-    return found | {"ratio": float(found["seconds"] / np.median(adams))}
-
-
-def search_static(bench, adam, pool):
-    """Equal weights at every rate, then a pool of random trials.
-
-    A trial that is no better than equal weights on the validation data is never
-    chosen, and so is not tested.
-    """
-    equal = tune(adam, bench.ones)
-    undo = bench.problem.undo
-    undone = None if undo is None else tune(adam, undo)
-    better = []
-    rng = np.random.default_rng(0)
-    for _ in range(pool):
-        rate = float(rng.choice(RATES))
-        spread = rng.uniform(0, DECADES)
-        weights = 10 ** (spread * rng.uniform(-1, 1, bench.problem.num_terms))
-        mean = mean_validation([adam(rate, seed, weights) for seed in TUNING])
-        if mean < min(equal["validation"]):
-            test = [adam(rate, seed, weights).test for seed in TESTING]
-            relative = np.log10(weights / weights[0]).round(2).tolist()
-            trial = {"rate": rate, "log10 weights": relative}
-            better.append({**trial, "validation": mean, "test": test})
-    return {"equal": equal, "undone": undone, "pool": pool, "better": better}
-
-
-def rounded(value):
-    """Four digits are enough; what is not finite becomes None, as JSON wants it."""
-    if isinstance(value, dict):
-        return {key: rounded(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [rounded(part) for part in value]
-    if isinstance(value, float):
-        return float(f"{value:.4g}") if math.isfinite(value) else None
-    return value
-
-
-def save(path, found, **layout):
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(found, **layout) + "\n", encoding="utf-8")
-    draft.replace(path)
-
-
 class Job(NamedTuple):
-    """One method on one problem, or the search for static weights (no method)."""
+    """What one process does at a time, on one problem.
+
+    A method, Adam on the sum (``EQUAL``), or random trials from the one with a given
+    number on, which count if they are better than ``threshold``.
+    """
 
     problem: str
-    method: str | None
     fast: bool
+    what: str | int
+    threshold: float = 0.0
 
 
 @functools.cache
@@ -195,13 +82,34 @@ def bench_of(name, fast):
 
 
 def work(job):
-    """Runs a job, in a process of its own where there are several."""
+    """The result of a job."""
     bench = bench_of(job.problem, job.fast)
-    adam = bench.compile(STATIC)
-    adam(RATES[0], TUNING[0], bench.ones)  # the first call is slower
-    if job.method is None:
-        return rounded(search_static(bench, adam, FAST_POOL if job.fast else POOL))
-    return rounded(measure(bench, METHODS[job.method], adam))
+    if job.what == EQUAL:
+        return rounded(equal_weights(bench))
+    if isinstance(job.what, str):
+        return rounded(measure(bench, METHODS[job.what]))
+    trials = draw_trials(job.what + TRIALS, bench.problem.num_terms)[job.what :]
+    return rounded(search(bench, trials, job.threshold))
+
+
+def take(found, job, result):
+    """Puts a result where it belongs."""
+    if job.what == EQUAL:
+        pool = FAST_POOL if job.fast else POOL
+        found["static"] = result | {"pool": pool, "searched": [], "better": []}
+    elif isinstance(job.what, str):
+        found["methods"][job.what] = result
+    else:
+        found["static"]["searched"].append(job.what)
+        found["static"]["better"] += result
+
+
+def searches(name, found, fast):
+    """The random trials that are left to do."""
+    static = found["static"]
+    best = min(s for s in static["equal"]["validation"] if s is not None)
+    left = set(range(0, static["pool"], TRIALS)) - set(static["searched"])
+    return [Job(name, fast, first, best) for first in sorted(left)]
 
 
 def one_core(cores):
@@ -236,9 +144,16 @@ def settings_of(name, fast):
         "terms": problem.num_terms,
         "steps": problem.steps,
         "rates": list(RATES),
+        "seeds": len(TESTING),
         "machine": f"JAX {jax.__version__}, Python {platform.python_version()}, "
         f"{jax.default_backend()}, {platform.machine()}",
     }
+
+
+def save(path, found, **layout):
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(found, **layout) + "\n", encoding="utf-8")
+    draft.replace(path)
 
 
 def start(name, args):
@@ -258,25 +173,31 @@ def start(name, args):
 
 def run_all(names, methods, args):
     found = {name: start(name, args) for name in names}
-    # The search takes longest.
-    jobs = [Job(name, None, args.fast) for name in names if not found[name]["static"]]
-    jobs += [
-        Job(name, method, args.fast)
-        for method in methods
-        for name in names
-        if method not in found[name]["methods"]
-    ]
     columns = *Progress.get_default_columns(), MofNCompleteColumn()
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
-        bar = progress.add_task("trainings", total=len(jobs))
-        for job, result in results_of(jobs, args.workers):
-            if job.method is None:
-                found[job.problem]["static"] = result
-            else:
-                found[job.problem]["methods"][job.method] = result
-            save(args.out / f"{job.problem}.json", found[job.problem], indent=1)
-            done = f"{job.problem}: {job.method or 'static weights'}"
-            progress.update(bar, advance=1, description=done)
+
+        def run(title, jobs):
+            bar = progress.add_task(title, total=len(jobs))
+            for job, result in results_of(jobs, args.workers):
+                take(found[job.problem], job, result)
+                save(args.out / f"{job.problem}.json", found[job.problem], indent=1)
+                label = job.what if isinstance(job.what, str) else "static weights"
+                progress.update(bar, advance=1, description=f"{job.problem}: {label}")
+            progress.update(bar, description=title)
+
+        equal = [Job(n, args.fast, EQUAL) for n in names if not found[n]["static"]]
+        run("equal weights", equal)
+        jobs = [
+            Job(name, args.fast, method)
+            for method in methods
+            for name in names
+            if method not in found[name]["methods"]
+        ]
+        first = 3 * len(names)  # what matters most, if the run is cut off
+        jobs[first:first] = [
+            job for n in names for job in searches(n, found[n], args.fast)
+        ]
+        run("static weights and methods", jobs)
 
 
 def gather(folder):
