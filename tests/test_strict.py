@@ -145,6 +145,18 @@ def test_weighting_passes_checkify_s_checks_of_indices_and_floats(name):
     error.throw()
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["optimizers.mtadam", "optimizers.ladatask_rmsprop", "aggregators.grad_drop"],
+)
+def test_transformation_passes_checkify_s_checks(name):
+    tx = STAGES[name].build()
+    checks = checkify.float_checks | checkify.index_checks
+    step = checkify.checkify(lambda g: tx.update(g, tx.init(PARAMS)), errors=checks)
+    error, _ = step(GRADS)
+    error.throw()
+
+
 # The annotations of loops are those of traced ones, and here the indices are ints.
 @pytest.mark.usefixtures("own_errors")
 @pytest.mark.parametrize("name", CHECKED)

@@ -51,7 +51,7 @@ def norms(grads: Any) -> Norms:
       [5.0, 2.0]
     """
     leaves = _term_leaves(grads, "metrics.norms")
-    return _terms.root(sum((_terms.squared_norms(leaf) for leaf in leaves), start=0.0))
+    return _terms.root(_products.squared_norms(*leaves, num_terms=len(leaves[0])))
 
 
 def cosines(grads: Any) -> Float[Array, "K K"]:

@@ -11,6 +11,7 @@ from jax.core import Tracer
 from multiterm_optax import _checks, _weighting
 from multiterm_optax._typing import Scalar, Weights
 from multiterm_optax._weighting import Problem, Weighting
+from multiterm_optax.weightings import _losses
 
 
 class ByLossState(NamedTuple):
@@ -112,5 +113,5 @@ def _inverse(problem: Problem, means: jax.Array) -> Weights:
     away = (exponents - middle).astype(fractions.dtype)
     logs = jnp.where(known, jnp.log2(fractions) + away, 0)
     scale = jnp.exp2(jnp.sum(logs) / count.astype(logs.dtype))
-    weights = jnp.ldexp(scale / fractions, middle - exponents)
+    weights = _losses.bounded(jnp.ldexp(scale / fractions, middle - exponents))
     return jnp.where(known & (count > 1), weights, 1).astype(means.dtype)

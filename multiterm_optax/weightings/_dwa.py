@@ -35,10 +35,9 @@ def dwa(temperature: Scalar = 2.0, *, steps_per_epoch: int = 1) -> Weighting:
       w_i(t) = K \frac{e^{r_i(t-1) / T}}{\sum_j e^{r_j(t-1) / T}}, \qquad
       r_i(t-1) = \frac{L_i(t-1)}{L_i(t-2)}
 
-    t counts epochs, and :math:`L_i(t)` is the mean of the losses over epoch t. A
-    negative loss counts by its magnitude. The weights are 1 in the first two epochs and
-    constant within each epoch. A term's epochs consist of the steps in which it is
-    present.
+    t counts epochs of steps in which the term is present, and :math:`L_i(t)` is the
+    mean over epoch t. A negative loss counts by its magnitude. The weights are 1 in the
+    first two epochs and constant within each epoch.
 
     Args:
       temperature: T, positive. The larger, the more equal the weights.
