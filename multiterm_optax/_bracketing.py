@@ -92,12 +92,17 @@ def _next(it: _Bracket, tolerance: jax.Array) -> jax.Array:
     """
     x, f = it.newest.x, it.newest.f
     g, h = it.opposite.f, it.before.f
-    xi = (x - it.opposite.x) / (it.before.x - it.opposite.x)
-    phi = (f - g) / (h - g)
-    trusted = (phi**2 < xi) & ((1 - phi) ** 2 < 1 - xi)
-    width = it.opposite.x - x
+    # Where two of the three points are one, as in the first step, there is nothing to
+    # interpolate, and nothing is divided by zero.
+    width, span = it.opposite.x - x, it.before.x - it.opposite.x
+    divisors = jnp.stack([width, span, g - f, h - g, h - f])
+    apart = jnp.all(divisors != 0)
+    width, span, g_f, h_g, h_f = jnp.where(apart, divisors, 1)
+    xi = (x - it.opposite.x) / span
+    phi = (f - g) / h_g
+    trusted = apart & (phi**2 < xi) & ((1 - phi) ** 2 < 1 - xi)
     to_before = (it.before.x - x) / width
-    step = f / (g - f) * h / (g - h) + to_before * f / (h - f) * g / (h - g)
+    step = -f / g_f * h / h_g + to_before * f / h_f * g / h_g
     least = tolerance / jnp.abs(width)
     inside = x + jnp.clip(step, least, 1 - least) * width
     halfway = jnp.sinh((jnp.arcsinh(x) + jnp.arcsinh(it.opposite.x)) / 2)

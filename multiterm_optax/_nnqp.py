@@ -72,15 +72,62 @@ class _Iterate(NamedTuple):
 @jax.jit
 def solve(c: Gramian, b: Weights, q: Weights) -> Solution:
     """Minimises ``z @ c @ z / 2 + (b @ z)**2 / 2 - q @ z`` over ``z >= 0``."""
-    c, b, q = jax.lax.stop_gradient((c, b, q))
-    eps = float(jnp.finfo(c.dtype).eps)
-    smallest = float(jnp.finfo(c.dtype).tiny) ** 0.5
-    hessian = c + b[:, None] * b[None, :]
-    ridge = 8 * eps * len(q)
+    method = _method(*jax.lax.stop_gradient((c, b)))
+    q, size = _unit(jax.lax.stop_gradient(q))
+    end = jax.lax.while_loop(
+        method.unfinished, lambda it: method.improve(q, it), method.start(q)
+    )
+    return Solution(size * end.best, method.good(end), end.iterations)
+
+
+@jax.jit
+def solve_each(c: Gramian, b: Weights, q: Float[Array, "N K"]) -> Solution:
+    """The same for every row of q, in one loop that ends with the last of them.
+
+    A loop over a batch, and not a batch of loops, which checkify cannot check.
+    """
+    method = _method(*jax.lax.stop_gradient((c, b)))
+    q, size = jax.vmap(_unit)(jax.lax.stop_gradient(q))
+
+    def improve(its: _Iterate) -> _Iterate:
+        going = jax.vmap(method.unfinished)(its)
+        later = jax.vmap(method.improve)(q, its)
+
+        def choose(new: Array, old: Array) -> Array:
+            return jnp.where(going.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+        return jax.tree.map(choose, later, its)
+
+    end = jax.lax.while_loop(
+        lambda its: jnp.any(jax.vmap(method.unfinished)(its)),
+        improve,
+        jax.vmap(method.start)(q),
+    )
+    good = jax.vmap(method.good)(end)
+    return Solution(size[:, None] * end.best, good, end.iterations)
+
+
+def _unit(q: Weights) -> tuple[Weights, Float[Array, ""]]:
     # z is proportional to q: solve for a q of unit size.
     size = jnp.max(jnp.abs(q))
     size = jnp.where(size > 0, size, 1)
-    q = q / size
+    return q / size, size
+
+
+class _Method(NamedTuple):
+    """The parts of the loop, for one q of unit size."""
+
+    start: Callable[[Weights], _Iterate]
+    improve: Callable[[Weights, _Iterate], _Iterate]
+    unfinished: Callable[[_Iterate], Array]
+    good: Callable[[_Iterate], Array]
+
+
+def _method(c: Gramian, b: Weights) -> _Method:
+    eps = float(jnp.finfo(c.dtype).eps)
+    smallest = float(jnp.finfo(c.dtype).tiny) ** 0.5
+    hessian = c + b[:, None] * b[None, :]
+    ridge = 8 * eps * len(b)
 
     def error(z: Array, slack: Array, dual: Array) -> Array:
         gap = jnp.sqrt(jnp.max(z * slack))
@@ -89,7 +136,7 @@ def solve(c: Gramian, b: Weights, q: Weights) -> Solution:
     def good(it: _Iterate) -> Array:
         return it.best_error <= eps**0.5 * (1 + jnp.sum(it.best))
 
-    def body(it: _Iterate) -> _Iterate:
+    def improve(q: Weights, it: _Iterate) -> _Iterate:
         z, slack, dual = it.z, it.slack, it.dual
         diagonal = slack / z
         # dual + H dz - ds = 0, z ds + slack dz + second = -z slack, so that
@@ -126,9 +173,10 @@ def solve(c: Gramian, b: Weights, q: Weights) -> Solution:
         a = (1 - jnp.clip(ratio, 0, 0.005)) * boundary(dz, ds)
         shares = jnp.array([1, 0.9, 0.8, 0.65, 0.5, 0.35, 0.2, 0.1], z.dtype)
         shares = shares * jnp.minimum(1, a)
-        ends = products(shares[:, None], dz[None, :], ds[None, :])
+        ends = jax.vmap(products, in_axes=(0, None, None))(shares, dz, ds)
         close = jnp.min(ends, axis=1) >= 0.01 * jnp.mean(ends, axis=1)
-        a = shares[jnp.where(true, 0, jnp.argmax(close))]
+        longest = jnp.max(jnp.where(close, shares, -1))
+        a = jnp.where(true | ~jnp.any(close), shares[0], longest)
         z = jnp.maximum(z + a * dz, smallest)
         slack = jnp.maximum(slack + a * ds, smallest)
         along = _accurate_dot(b[:, None], z)
@@ -155,19 +203,20 @@ def solve(c: Gramian, b: Weights, q: Weights) -> Solution:
             & (it.iterations < MAX_ITERATIONS)
         )
 
-    ones = jnp.ones_like(q)
-    start = _Iterate(
-        z=ones,
-        slack=ones,
-        dual=jnp.sum(hessian, axis=0) - q - 1,
-        best=ones,
-        # Like the problem: inside shard_map they then differ by device as it does.
-        best_error=jnp.full_like(size, jnp.inf),
-        stalled=jnp.zeros_like(size, jnp.int32),
-        iterations=jnp.zeros_like(size, jnp.int32),
-    )
-    end = jax.lax.while_loop(unfinished, body, start)
-    return Solution(size * end.best, good(end), end.iterations)
+    def start(q: Weights) -> _Iterate:
+        ones, number = jnp.ones_like(q), jnp.max(q)
+        return _Iterate(
+            z=ones,
+            slack=ones,
+            dual=jnp.sum(hessian, axis=0) - q - 1,
+            best=ones,
+            # Like the problem: inside shard_map they then differ by device as it does.
+            best_error=jnp.full_like(number, jnp.inf),
+            stalled=jnp.zeros_like(number, jnp.int32),
+            iterations=jnp.zeros_like(number, jnp.int32),
+        )
+
+    return _Method(start, improve, unfinished, good)
 
 
 def _dot(a: Array, b: Array) -> Array:

@@ -103,6 +103,16 @@ def quotient(numerator: Array, denominator: Array) -> Array:
     return jnp.where(nonzero, numerator / jnp.where(nonzero, denominator, 1), 0)
 
 
+def root(values: Array) -> Array:
+    """The square root, whose derivative is 0, and not infinite, where it is 0.
+
+    An outer derivative multiplies it by that of the squares, which is 0 there, and
+    would be NaN.
+    """
+    zero = values == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, values)))
+
+
 def sum_terms(leaf: TermLeaf) -> Leaf:
     """Sum over the term axis, accumulated wide, in the leaf's dtype."""
     wide = leaf.astype(accumulator_dtype(leaf))

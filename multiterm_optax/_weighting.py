@@ -102,7 +102,9 @@ class Problem(NamedTuple):
         """The number of present terms, but at least 1, so that it can divide."""
         if self.present is None:
             return self.num_terms
-        return jnp.maximum(jnp.sum(self.present), 1)
+        # Weakly typed, like the number K itself: it takes on the dtype of its operands.
+        number = jnp.maximum(jnp.sum(self.present), 1)
+        return jax.lax.convert_element_type(number, float)
 
     @property
     def any_present(self) -> Bool[Array, ""] | bool:

@@ -6,6 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import multiterm_optax as mt
@@ -90,6 +91,24 @@ def test_sweep_trades_one_term_for_the_other(names):
     assert losses[-1, 0] < 0.5 * losses[0, 0]
     assert losses[0, 1] < 0.5 * losses[-1, 1]
     assert (found["folder"] / "pareto.png").stat().st_size > 0
+
+
+def test_master_copies_take_steps_that_bfloat16_loses(names):
+    found = names("half_precision")
+    np.testing.assert_allclose(found["masters"], 2.0, atol=0.01)
+    tx, losses_fn = found["tx"], found["losses_fn"]
+
+    @jax.jit
+    def step(params, state):
+        grads = mt.term_grads(losses_fn)(params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = jnp.ones(4, jnp.bfloat16)
+    state = tx.init(params)
+    for _ in range(3000):
+        params, state = step(params, state)
+    np.testing.assert_array_equal(params.astype(jnp.float32), 1.0)
 
 
 def test_sweep_with_balanced_weights_as_its_note_says(names):

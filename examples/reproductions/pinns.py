@@ -73,7 +73,9 @@ METHODS = {
     "UPGrad": weighted(mt.upgrad),
     "GradNorm": weighted(mt.gradnorm),
     "SoftAdapt, loss-weighted": weighted(
-        lambda: mt.softadapt(loss_weighted=True, sum_to="terms")
+        lambda: mt.softadapt(
+            normalized=False, loss_weighted=True, sum_to="terms", eps=1e-8
+        )
     ),
     "uncertainty": weighted(mt.uncertainty),
     "LBTW": weighted(mt.lbtw),

@@ -47,7 +47,8 @@ def fixed(penalty):
 
 def methods():
     """What makes the weighting, its arguments, and the scales of the two terms."""
-    plain, softadapt = (1, 1), mt.softadapt
+    plain = (1, 1)
+    softadapt = partial(mt.softadapt, 0.1, normalized=False, eps=1e-8)
     loss_weighted = partial(softadapt, loss_weighted=True)
     current = partial(softadapt, loss_weighted="current")
     return {

@@ -48,13 +48,14 @@ FUNCTIONS = {
 
 
 def weightings(num_terms):
+    softadapt = partial(mt.softadapt, normalized=False, eps=1e-8)
     return {
         "weights 1 / K": mt.equal(),
         "weights 1": mt.constant(jnp.ones(num_terms)),
-        "SoftAdapt": mt.softadapt(beta=0.1),
-        "loss-weighted, mean": mt.softadapt(beta=0.1, loss_weighted="mean"),
-        "loss-weighted, current": mt.softadapt(beta=0.1, loss_weighted="current"),
-        "loss-weighted, beta -0.1": mt.softadapt(beta=-0.1, loss_weighted="mean"),
+        "SoftAdapt": softadapt(beta=0.1),
+        "loss-weighted, mean": softadapt(beta=0.1, loss_weighted="mean"),
+        "loss-weighted, current": softadapt(beta=0.1, loss_weighted="current"),
+        "loss-weighted, beta -0.1": softadapt(beta=-0.1, loss_weighted="mean"),
     }
 
 

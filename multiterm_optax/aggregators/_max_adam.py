@@ -153,7 +153,7 @@ def scale_by_max_adam(
             return corrected
 
         def ratio(mu: jax.Array, reduced: jax.Array) -> jax.Array:
-            return _terms.quotient(mu, jnp.sqrt(reduced + eps_root) + eps)
+            return _terms.quotient(mu, _terms.root(reduced + eps_root) + eps)
 
         def total(update: TermLeaf, mu: jax.Array, reduced: jax.Array) -> Leaf:
             if own:

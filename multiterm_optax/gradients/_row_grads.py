@@ -165,8 +165,8 @@ def _normalized(
         weights = jnp.asarray(row_weights, jnp.result_type(float))
     if reduction == "sum":
         return weights
-    owners = row_terms == jnp.arange(num_terms)[:, None]
-    totals = jnp.sum(jnp.where(owners, weights, 0), axis=1)
+    owners = row_terms[None, :] == jnp.arange(num_terms)[:, None]
+    totals = jnp.sum(jnp.where(owners, weights[None, :], 0), axis=1)
     total = totals[jnp.clip(row_terms, 0, num_terms - 1)]
     return weights / jnp.where(total > 0, total, 1)
 
@@ -181,7 +181,7 @@ def _plan(
     weights = jnp.where(jnp.any(row_terms >= num_terms), jnp.nan, weights)
     keys = jnp.where(owned, row_terms, num_terms)
     order = jnp.argsort(keys, stable=True)
-    counts = jnp.sum(keys == jnp.arange(num_terms)[:, None], axis=1)
+    counts = jnp.sum(keys[None, :] == jnp.arange(num_terms)[:, None], axis=1)
     starts = jnp.cumsum(counts) - counts
     terms, parts = jnp.arange(num_terms), jnp.zeros(num_terms, counts.dtype)
     used = counts > 0
@@ -202,7 +202,7 @@ def _plan(
     left = (counts[terms] - parts * size)[:, None]
     # Unused places repeat the pass's first row, with weight 0, so that a row that is
     # not finite does not affect another term.
-    column = jnp.arange(size)
+    column = jnp.arange(size)[None, :]
     filled = (column < left) & used[:, None]
     place = jnp.where(filled, first + column, first)
     index = order[jnp.clip(place, 0, total - 1)]

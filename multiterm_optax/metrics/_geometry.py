@@ -51,7 +51,7 @@ def norms(grads: Any) -> Norms:
       [5.0, 2.0]
     """
     leaves = _term_leaves(grads, "metrics.norms")
-    return jnp.sqrt(sum((_terms.squared_norms(leaf) for leaf in leaves), start=0.0))
+    return _terms.root(_products.squared_norms(*leaves, num_terms=len(leaves[0])))
 
 
 def cosines(grads: Any) -> Float[Array, "K K"]:
@@ -73,7 +73,7 @@ def cosines(grads: Any) -> Float[Array, "K K"]:
       [[1.0, -1.0], [-1.0, 1.0]]
     """
     products = gramian(grads)
-    lengths = jnp.sqrt(jnp.diagonal(products))
+    lengths = _terms.root(jnp.diagonal(products))
     safe = jnp.where(lengths > 0, lengths, 1)
     return jnp.clip(products / safe[:, None] / safe[None, :], -1, 1)
 
@@ -101,7 +101,7 @@ def conflicts(grads: Any) -> Float[Array, ""]:
     num_terms = products.shape[0]
     upper = jnp.triu(jnp.ones_like(products), 1)
     pairs = max(num_terms * (num_terms - 1) // 2, 1)
-    return jnp.sum(upper * (products < 0)) / pairs
+    return jnp.sum(jnp.where(products < 0, upper, 0)) / pairs
 
 
 def alignment(grads: Any) -> Float[Array, ""]:

@@ -279,7 +279,8 @@ def _scale_by_root(
             return accumulate(old, squares).astype(old.dtype)
 
         def step(update: jax.Array, square: jax.Array) -> jax.Array:
-            root = jnp.sqrt(square + eps) if eps_in_sqrt else jnp.sqrt(square) + eps
+            inside, outside = (eps, 0) if eps_in_sqrt else (0, eps)
+            root = _terms.root(square + inside) + outside
             return _terms.quotient(update, root).astype(update.dtype)
 
         totals = jax.tree.map(total, updates, *state)

@@ -123,13 +123,15 @@ def _scale_by_ladatask(
         # that of two norms does, and a share of 0 would make a step of g / eps.
         divisor = jnp.sqrt(jnp.where(sum_of_all > 0, sum_of_all, 1))
         # Squares that overflow stop only the elements that they come from.
-        return jnp.where(jnp.isfinite(sum_of_all), jnp.sqrt(contributions) / divisor, 1)
+        return jnp.where(
+            jnp.isfinite(sum_of_all), _terms.root(contributions) / divisor, 1
+        )
 
     def move(update: TermLeaf, nu: Leaf, shares: Norms) -> Leaf:
         wide = update.astype(nu.dtype)
         roots = shares.astype(nu.dtype).reshape(-1, *(1,) * nu.ndim)
-        own = roots * jnp.sqrt(nu)
-        root = jnp.sqrt(own * own + eps) if eps_in_sqrt else own + eps
+        own = roots * _terms.root(nu)[None]
+        root = _terms.root(own * own + eps) if eps_in_sqrt else own + eps
         return _terms.sum_terms(_terms.quotient(wide, root)).astype(update.dtype)
 
     def init_fn(params: optax.Params) -> ScaleByLAdaTaskState:

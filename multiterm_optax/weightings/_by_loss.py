@@ -11,6 +11,7 @@ from jax.core import Tracer
 from multiterm_optax import _checks, _weighting
 from multiterm_optax._typing import Scalar, Weights
 from multiterm_optax._weighting import Problem, Weighting
+from multiterm_optax.weightings import _losses
 
 
 class ByLossState(NamedTuple):
@@ -45,8 +46,8 @@ def by_loss(decay: Scalar = 0.999) -> Weighting:
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the losses only; weights [K],
-      positive. State: K numbers and K counts. A loss that is not finite leaves its
-      average as it was.
+      positive. State: K numbers and K counts. A negative loss counts by its
+      magnitude. A loss that is not finite leaves its average as it was.
 
     Raises:
       ValueError: ``decay`` is out of range, or losses are missing.
@@ -109,7 +110,8 @@ def _inverse(problem: Problem, means: jax.Array) -> Weights:
     exponents = jnp.where(known, exponents, 0)
     count = jnp.maximum(jnp.sum(known), 1)
     middle = jnp.sum(exponents) // count
-    logs = jnp.where(known, jnp.log2(fractions) + (exponents - middle), 0)
-    scale = jnp.exp2(jnp.sum(logs) / count)
-    weights = jnp.ldexp(scale / fractions, middle - exponents)
+    away = (exponents - middle).astype(fractions.dtype)
+    logs = jnp.where(known, jnp.log2(fractions) + away, 0)
+    scale = jnp.exp2(jnp.sum(logs) / count.astype(logs.dtype))
+    weights = _losses.bounded(jnp.ldexp(scale / fractions, middle - exponents))
     return jnp.where(known & (count > 1), weights, 1).astype(means.dtype)

@@ -185,7 +185,7 @@ def _project(
     gramian = jax.lax.stop_gradient(gramian)
     scaled, units, silent = _units.split(gramian)
     # In units of each gradient's length, and of each combination's largest part.
-    parts = coefficients.astype(gramian.dtype) * units
+    parts = coefficients.astype(gramian.dtype) * units[None, :]
     largest = jnp.max(parts, axis=1, keepdims=True)
     parts = parts / jnp.where(largest > 0, largest, 1)
     towards = -jnp.matmul(parts, scaled, precision="highest")
@@ -194,6 +194,6 @@ def _project(
     rounding = rounding * (len(units) * jnp.finfo(scaled.dtype).eps)
     towards = jnp.where(jnp.abs(towards) <= rounding, 0, towards)
     nothing = jnp.zeros_like(units)
-    found = jax.vmap(_nnqp.solve, in_axes=(None, None, 0))(scaled, nothing, towards)
-    gained = jnp.where(silent, 0, found.z)
-    return (parts + gained) * largest / units, jnp.all(found.converged)
+    found = _nnqp.solve_each(scaled, nothing, towards)
+    gained = jnp.where(silent[None, :], 0, found.z)
+    return (parts + gained) * largest / units[None, :], jnp.all(found.converged)

@@ -16,8 +16,9 @@ class DWAState(NamedTuple):
     """State of :func:`dwa`.
 
     Attributes:
-      running: Losses of the epoch so far [K], each divided by the epoch's length.
-      averages: Mean losses of the last epoch and of the one before it, [2, K].
+      running: The losses' magnitudes in the epoch so far [K], each divided by its
+        length.
+      averages: Mean magnitudes of the last epoch and of the one before it, [2, K].
       seen: Number of losses seen so far of each term [K], int32.
     """
 
@@ -34,9 +35,9 @@ def dwa(temperature: Scalar = 2.0, *, steps_per_epoch: int = 1) -> Weighting:
       w_i(t) = K \frac{e^{r_i(t-1) / T}}{\sum_j e^{r_j(t-1) / T}}, \qquad
       r_i(t-1) = \frac{L_i(t-1)}{L_i(t-2)}
 
-    t counts epochs, and :math:`L_i(t)` is the mean of the losses over epoch t. The
-    weights are 1 in the first two epochs and constant within each epoch. A term's
-    epochs consist of the steps in which it is present.
+    t counts epochs of steps in which the term is present, and :math:`L_i(t)` is the
+    mean over epoch t. A negative loss counts by its magnitude. The weights are 1 in the
+    first two epochs and constant within each epoch.
 
     Args:
       temperature: T, positive. The larger, the more equal the weights.
@@ -86,7 +87,7 @@ def dwa(temperature: Scalar = 2.0, *, steps_per_epoch: int = 1) -> Weighting:
         powers = jnp.exp((ratios - problem.largest(ratios)) / temperature)
         weights = _losses.summing_to(problem, powers, 1.0 * problem.num_present)
 
-        running = state.running + problem.losses / length
+        running = state.running + jnp.abs(problem.losses) / length
         seen = jnp.asarray(optax.safe_increment(state.seen))
         ended = seen % length == 0
         averages = jnp.where(ended, jnp.stack([running, last]), state.averages)

@@ -34,7 +34,7 @@ def gradnorm(
     r"""GradNorm: learns the weights by gradient descent on the gradients' norms.
 
     With the norms :math:`n_i = \lVert g_i \rVert`, the losses relative to the first
-    ones, :math:`\tilde L_i(t) = L_i(t) / L_i(0)`, and
+    ones, :math:`\tilde L_i(t) = |L_i(t) / L_i(0)|`, and
     :math:`r_i = \tilde L_i / \operatorname{mean}_j \tilde L_j`, the weights descend
 
     .. math::
@@ -54,8 +54,9 @@ def gradnorm(
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the gradients' norms and the
-      losses; the weights [K] sum to K, the number of present terms. A loss or gradient
-      that is not finite makes the learned weights NaN for good: keep such steps out.
+      losses; the weights [K] sum to K, the number of present terms. A negative loss
+      counts by its magnitude. A loss or gradient that is not finite makes the learned
+      weights NaN for good: keep such steps out.
 
     Raises:
       TypeError: ``optimizer`` is not a transformation.
@@ -99,7 +100,7 @@ def gradnorm(
             scale = jnp.sum(weights) / num_present
             weights = _losses.summing_to(problem, weights, num_present)
         first = jnp.where(state.started, state.first, problem.losses)
-        left = jnp.maximum(_losses.ratio(problem.losses, first), 0)
+        left = _losses.ratio(problem.losses, first)
         relative = _losses.ratio(left, problem.mean(left))
 
         norms = jnp.sqrt(problem.squared_norms).astype(weights.dtype)

@@ -32,7 +32,7 @@ def lbtw(
 ) -> Weighting:
     r"""Loss-balanced task weighting: a power of each loss relative to its first value.
 
-    .. math:: w_i(t) = \left( \frac{L_i(t)}{L_i(0)} \right)^{\alpha}
+    .. math:: w_i(t) = \left| \frac{L_i(t)}{L_i(0)} \right|^{\alpha}
 
     A term that has learned more has less weight. The weights are not normalised: they
     fall as training goes on, and the step length falls with them.
@@ -47,8 +47,9 @@ def lbtw(
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the losses only. State: K numbers
-      and K counts. Losses must not be negative. A ratio to a loss of zero counts as 1,
-      which means no change. If :math:`L_i(0)` is not finite, neither is the weight.
+      and K counts. A negative loss counts by its magnitude. A ratio to a loss of zero
+      counts as 1, which means no change. If :math:`L_i(0)` is not finite, neither is
+      the weight.
 
     Raises:
       TypeError: ``steps_per_epoch`` is not a static int.
@@ -86,7 +87,9 @@ def lbtw(
     def find(problem: Problem, state: LBTWState) -> tuple[Weights, LBTWState]:
         step = state.seen if steps_per_epoch is None else state.seen % steps_per_epoch
         first = jnp.where(step == 0, problem.losses, state.first)
-        weights = jnp.maximum(_losses.ratio(problem.losses, first), 0) ** alpha
+        weights = _losses.ratio(problem.losses, first) ** alpha
+        finite = jnp.isfinite(problem.losses) & jnp.isfinite(first)
+        weights = jnp.where(finite, _losses.bounded(weights), weights)
         if sum_to is not None:
             target_sum = _losses.target_sum(sum_to, problem.num_present)
             weights = _losses.summing_to(problem, weights, target_sum)

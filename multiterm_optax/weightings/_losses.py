@@ -13,9 +13,19 @@ SumTo = Scalar | Literal["terms"]
 
 
 def ratio(losses: Losses, reference: jax.Array) -> Losses:
-    """``losses / reference``, or 1 where the reference is zero."""
+    """``abs(losses / reference)``, or 1 where the reference is zero.
+
+    Finite for finite losses, and so is the sum of a million ratios.
+    """
     nonzero = reference != 0
-    return jnp.where(nonzero, losses / jnp.where(nonzero, reference, 1), 1)
+    quotient = jnp.abs(losses / jnp.where(nonzero, reference, 1))
+    quotient = jnp.where(jnp.isfinite(losses), bounded(quotient), quotient)
+    return jnp.where(nonzero, quotient, 1)
+
+
+def bounded(values: jax.Array) -> jax.Array:
+    """Keeps what has overflowed at a number whose sums are still finite."""
+    return jnp.minimum(values, float(jnp.finfo(values.dtype).max) / 2**20)
 
 
 def check_sum_to(value: Any, name: str) -> None:

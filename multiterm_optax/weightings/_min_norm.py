@@ -36,7 +36,7 @@ def _normalized(problem: Problem, normalization: Normalization | None) -> Gramia
     if normalization in ("l2", "loss+"):
         divisors = divisors * jnp.where(norms > 0, norms, 1)
     if normalization in BY_LOSS:
-        losses = problem.losses.astype(gramian.dtype)
+        losses = jnp.abs(problem.losses).astype(gramian.dtype)
         divisors = divisors * jnp.where(losses > 0, losses, 1)
     return _units.divided(gramian, divisors)
 
@@ -58,7 +58,8 @@ def _min_norm(gramian: Gramian, problem: Problem) -> tuple[Weights, jax.Array]:
     else:
         weights, converged = _by_program(scaled, inverse, present)
     # A zero gradient is itself the shortest vector of the hull.
-    among_zeros = zero / jnp.maximum(jnp.sum(zero), 1).astype(gramian.dtype)
+    among_zeros = zero.astype(gramian.dtype)
+    among_zeros = among_zeros / jnp.maximum(jnp.sum(among_zeros), 1)
     return (
         jnp.where(jnp.any(zero), among_zeros, weights),
         (jnp.any(zero) | converged) & jnp.all(jnp.isfinite(gramian)),

@@ -85,20 +85,21 @@ def pcgrad(key: jax.Array) -> Weighting:
 def _projections(gramian: Gramian, orders: jax.Array) -> Mixing:
     scaled, units, _ = _units.split(gramian)
     num_terms = gramian.shape[0]
+    each = jnp.arange(num_terms)
 
-    def one_term(term: jax.Array, order: jax.Array) -> jax.Array:
-        # The loop carries the coefficients of the new gradient in the old ones, and its
-        # dot products with them.
-        def project(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> Any:
-            coefficients, dots = carry
-            other = order[i]
-            conflict = jnp.where(other == term, 0, jnp.minimum(dots[other], 0))
-            step = conflict / scaled[other, other]
-            return coefficients.at[other].add(-step), dots - step * scaled[other]
+    # The loop carries the coefficients of the new gradients in the old ones, and their
+    # dot products with them, a row for each term. The entry that belongs to each row's
+    # next term is masked out, since checkify cannot check a batch of single indices.
+    def project(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> Any:
+        coefficients, dots = carry
+        others = jax.lax.dynamic_index_in_dim(orders, i, axis=1, keepdims=False)
+        chosen = others[:, None] == each[None, :]
+        conflicts = jnp.minimum(jnp.sum(jnp.where(chosen, dots, 0), axis=1), 0)
+        conflicts = jnp.where(others == each, 0, conflicts)
+        steps = (conflicts / jnp.diagonal(scaled)[others])[:, None]
+        return coefficients - jnp.where(chosen, steps, 0), dots - steps * scaled[others]
 
-        start = jnp.zeros_like(scaled[0]).at[term].set(1), scaled[term]
-        return jax.lax.fori_loop(0, num_terms, project, start)[0]
-
-    coefficients = jax.vmap(one_term)(jnp.arange(num_terms), orders)
+    start = jnp.eye(num_terms, dtype=scaled.dtype), scaled
+    coefficients, _ = jax.lax.fori_loop(0, num_terms, project, start)
     ratios = units[:, None] / units[None, :]
     return jnp.where(coefficients == 0, 0, coefficients * ratios)

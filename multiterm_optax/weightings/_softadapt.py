@@ -32,15 +32,15 @@ class SoftAdaptState(NamedTuple):
 
 
 def softadapt(
-    beta: Scalar = 0.1,
+    beta: Scalar | None = None,
     history: int = 5,
     *,
     order: int | None = None,
-    normalized: bool = False,
+    normalized: bool = True,
     loss_weighted: bool | Literal["mean", "current"] = False,
     update_every: int = 1,
     sum_to: Scalar | Literal["terms"] = 1.0,
-    eps: Scalar = 1e-8,
+    eps: Scalar = 0.0,
 ) -> Weighting:
     r"""SoftAdapt: a softmax of the losses' rates of change.
 
@@ -51,26 +51,32 @@ def softadapt(
 
       s_i = \sum_{m=0}^{p} c_m L_i(t - m), \qquad
       c_0 = \sum_{j=1}^{p} \frac1j, \quad c_m = \frac{(-1)^m}{m} \binom{p}{m}, \qquad
-      w_i = \frac{e^{\beta s_i}}{\sum_j e^{\beta s_j}} .
+      w_i \propto \exp \frac{\beta s_i}{\sum_j |s_j|} .
 
-    The weights are equal until n losses have been seen.
+    The weights are equal until n losses have been seen. A rate that is a rounding of
+    its losses counts as 0.
 
     Args:
       beta: :math:`\beta`. Positive: more weight for losses that rise or fall the
-        least. Negative: for those that fall the fastest. 0: equal weights.
+        least. Negative: for those that fall the fastest. 0: equal weights. ``None``: 1,
+        which lets no weight be more than e times another, or with
+        ``normalized=False`` the paper's 0.1.
       history: n, the number of losses kept, at least 2.
       order: p, the order of the difference, in [1, n - 1]. ``None``: n - 1.
-      normalized: First divide the rates by :math:`\sum_j |s_j| + \epsilon`, so that
-        ``beta`` does not depend on the losses' scale.
+      normalized: Divide the rates by :math:`\sum_j |s_j| + \epsilon`, so that the
+        weights do not depend on the losses' scale. ``False``: the paper's original
+        form, :math:`w_i \propto e^{\beta s_i}`, in which losses much below 1 have
+        equal weights.
       loss_weighted: Then replace the weights by
         :math:`f_i w_i / (\sum_j f_j w_j + \epsilon)`, where f is the mean of the last n
-        losses (``"mean"`` or True) or the newest (``"current"``); none may be negative.
+        losses (``"mean"`` or True) or the newest (``"current"``); a negative loss
+        counts by its magnitude.
       update_every: The weights are recomputed once in this many steps, first when n
         losses have been seen, and held in between.
       sum_to: The sum of the weights: a positive number, or ``"terms"`` for K, the
         number of present terms. With 1 the step is about K times shorter than on the
         plain sum of the losses.
-      eps: :math:`\epsilon`, not negative.
+      eps: :math:`\epsilon`, not negative; 1e-8 in the paper.
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the losses only; weights [K]. A
@@ -88,7 +94,7 @@ def softadapt(
     Example:
       >>> import jax.numpy as jnp
       >>> from multiterm_optax import softadapt
-      >>> weighting = softadapt(beta=1.0, history=2)
+      >>> weighting = softadapt(history=2)
       >>> state = weighting.init(2)
       >>> for losses in ([3.0, 2.0], [2.0, 2.0]):  # the second loss does not fall
       ...     weights, state = weighting.update(None, state, losses=jnp.array(losses))
@@ -96,6 +102,8 @@ def softadapt(
       [0.269, 0.731]
     """
     name = "softadapt"
+    if beta is None:
+        beta = 1.0 if normalized else 0.1
     _checks.in_range(beta, "beta", name, open_low=True, open_high=True)
     history = _checks.static_int(history, "history", name, low=2)
     if order is None:
@@ -112,33 +120,45 @@ def softadapt(
 
     def rates(past: jax.Array) -> jax.Array:
         backward = jnp.asarray(_backward_difference(order), past.dtype)
-        newest_first = past[::-1][: order + 1]
-        return jnp.sum(backward[:, None] * newest_first, axis=0)
+        parts = backward[:, None] * past[::-1][: order + 1]
+        speeds = jnp.sum(parts, axis=0)
+        # What is left of losses that stand still must not be taken for a difference
+        # between the terms, which the normalized form would show in full.
+        rounding = jnp.finfo(past.dtype).eps * jnp.sum(jnp.abs(parts), axis=0)
+        still = (jnp.abs(speeds) <= rounding) & jnp.isfinite(rounding)
+        return jnp.where(still, 0, speeds)
 
     def from_rates(past: jax.Array, known: jax.Array) -> Weights:
         # Only the terms that have n losses are read.
-        past = jnp.where(known, past, 0)
-        num_known = jnp.sum(known)
+        past = jnp.where(known[None, :], past, 0)
+        shares = known.astype(past.dtype)
+        num_known = jnp.sum(shares)
         speeds = rates(past)
-        if normalized:
-            size = jnp.sum(jnp.abs(speeds)) + eps
-            speeds = speeds / jnp.where(size == 0, 1, size)
-        # Shifts by max(beta s), before the product, so that no beta overflows.
+        # Shifts by max(beta s), before any product, so that no beta overflows.
         top = jnp.where(
             beta >= 0,
             jnp.max(speeds, where=known, initial=-jnp.inf),
             jnp.min(speeds, where=known, initial=jnp.inf),
         )
-        powers = jnp.where(known, jnp.exp(beta * (speeds - top)), 0)
+        top = jnp.where(num_known == 0, 0, top)
+        shifted = speeds - top
+        if normalized:
+            size = jnp.sum(jnp.abs(speeds)) + eps
+            shifted = shifted / jnp.where(size == 0, 1, size)
+        powers = jnp.where(known, jnp.exp(beta * shifted), 0)
         weights = powers / jnp.where(num_known == 0, 1, jnp.sum(powers))
         if loss_weighted:
-            losses = past[-1] if loss_weighted == "current" else jnp.mean(past, axis=0)
-            weighted = losses * weights
+            sizes = jnp.abs(past)
+            sizes = sizes[-1] if loss_weighted == "current" else jnp.mean(sizes, axis=0)
+            weighted = sizes * weights
             total = jnp.sum(weighted)
             all_zero = total <= 0
-            shares = weighted / (jnp.where(all_zero, 1, total) + eps)
-            weights = jnp.where(all_zero, known / jnp.maximum(num_known, 1), shares)
-        return jnp.where(num_known == 1, known, weights)  # not 1 - eps
+            weights = jnp.where(
+                all_zero,
+                shares / jnp.maximum(num_known, 1),
+                weighted / (jnp.where(all_zero, 1, total) + eps),
+            )
+        return jnp.where(num_known == 1, shares, weights)  # not 1 - eps
 
     def init(num_terms: int) -> SoftAdaptState:
         dtype = jnp.result_type(float)
@@ -161,7 +181,7 @@ def softadapt(
             known = known & problem.present
         target_sum = _losses.target_sum(sum_to, problem.num_present)
         share = problem.equal_shares(dtype)
-        part = jnp.sum(known) / problem.num_present
+        part = jnp.sum(known.astype(dtype)) / problem.num_present
         fresh = target_sum * jnp.where(known, part * from_rates(past, known), share)
         due = jnp.any(known & ((seen - history) % update_every == 0)) | ~jnp.any(known)
         if problem.present is None:
@@ -172,7 +192,11 @@ def softadapt(
         # What is held keeps its sum over all terms; NaN in it does not persist.
         sum_held = jnp.sum(held)
         equal = _losses.target_sum(sum_to, problem.num_terms) / problem.num_terms
-        sum_held = jnp.where(sum_held >= 0, sum_held, jnp.sum(equal * problem.present))
+        sum_held = jnp.where(
+            sum_held >= 0,
+            sum_held,
+            jnp.sum(problem.only_present(jnp.full_like(held, equal))),
+        )
         held = weights * (sum_held / target_sum)
         return weights.astype(dtype), SoftAdaptState(held.astype(dtype), past, seen)
 

@@ -58,7 +58,7 @@ def uncertainty(
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the losses only. The weights [K]
       are not normalised: they grow as the losses fall. A loss of zero or less has no
-      optimum and does not change its :math:`s`. A loss that is not finite makes it NaN
+      optimum and leaves its weight as it is. A loss that is not finite makes it NaN
       for good: keep such steps out.
 
     Raises:

@@ -82,6 +82,19 @@ def test_relaxed_to_nothing_it_is_the_plain_sum(x64):
     assert_close(one_step(grads, relax=0.0), plain, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("scale", "eps"),
+    [(1.0, 1e-10), (1e4, 1e-10), (1e8, 1e-10), (1e9, 1e-10), (1e15, 0.0)],
+)
+def test_an_auxiliary_term_is_not_lost_however_large_it_is(scale, eps):
+    # Blended as g + r (balanced - g), the balanced part would be lost to rounding.
+    grads = jnp.array([[0.0, 1.0], [0.3 * scale, 0.1 * scale]], jnp.float32)
+    found = one_step(grads, relax=1.0, eps=eps)
+    assert_close(found, jnp.array([0.9486833, 1.3162278]), rtol=2e-7)
+    half = one_step(grads, relax=0.5, eps=eps)
+    assert_close(half, (found + jnp.sum(grads, axis=0)) / 2, rtol=2e-7)
+
+
 def test_groups_without_the_main_term_are_left_alone(x64):
     grads = {"trunk": jnp.ones((2, 3)), "head": jnp.array([[0.0], [5.0]])}
     tx = metabalance(optax.sgd(1.0), 2)

@@ -54,7 +54,8 @@ VARIANTS = {
 @pytest.mark.parametrize("terms", [2, 3, 10])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_transcription(variant, terms, rng, record_deviation):
-    options = {"beta": 1.3, "history": 5, **VARIANTS[variant]}
+    defaults = {"beta": 1.3, "history": 5, "normalized": False, "eps": 1e-8}
+    options = {**defaults, **VARIANTS[variant]}
     losses = random_losses(rng, STEPS, terms)
     found, _ = run(softadapt(**options), losses)
     f = options.get("loss_weighted", False)
@@ -64,7 +65,7 @@ def test_transcription(variant, terms, rng, record_deviation):
         beta=options["beta"],
         n=n,
         order=options.get("order", n - 1),
-        normalized=options.get("normalized", False),
+        normalized=options["normalized"],
         f="mean" if f is True else f,
         epsilon=1e-8,
         every=options.get("update_every", 1),
@@ -78,8 +79,30 @@ def test_transcription(variant, terms, rng, record_deviation):
 def test_defaults_are_those_documented():
     losses = random_losses(np.random.default_rng(1), 12, 3)
     plain, _ = run(softadapt(), losses)
-    spelled_out, _ = run(softadapt(0.1, 5, order=4, sum_to=1.0), losses)
+    spelled_out, _ = run(
+        softadapt(1.0, 5, order=4, normalized=True, sum_to=1.0, eps=0.0), losses
+    )
     np.testing.assert_array_equal(plain, spelled_out)
+    original, _ = run(softadapt(normalized=False), losses)
+    spelled_out, _ = run(softadapt(0.1, 5, normalized=False), losses)
+    np.testing.assert_array_equal(original, spelled_out)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-4, 1.0, 1e30])
+def test_the_default_weighs_losses_of_any_scale(scale):
+    # Falling by 4, by 1 and not at all: rates of -0.8, -0.2 and 0 of their sum.
+    losses = np.array([[9.0, 9.0, 9.0], [5.0, 8.0, 9.0]])
+    weights, _ = run(softadapt(history=2), (scale * losses).astype(np.float32))
+    powers = np.exp([-0.8, -0.2, 0.0])
+    np.testing.assert_allclose(weights[-1], powers / powers.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_losses_that_stand_still_have_equal_weights(scale):
+    # The coefficients of order 4 are rounded, and so is their sum, which is not 0.
+    losses = np.broadcast_to(scale * np.array([0.3, 1.1, 2.3, 7.7]), (6, 4))
+    weights, _ = run(softadapt(), losses.astype(np.float32))
+    np.testing.assert_allclose(weights, 0.25, rtol=1e-6)
 
 
 def test_rate_of_change_is_exact_for_polynomials(rng):
@@ -89,7 +112,7 @@ def test_rate_of_change_is_exact_for_polynomials(rng):
     times = np.arange(4) - 3.0
     losses = np.stack([np.polyval(c, times) for c in coefficients], axis=1)
     with jax.enable_x64(True):
-        weights, _ = run(softadapt(beta=1.0, history=4), losses)
+        weights, _ = run(softadapt(1.0, history=4, normalized=False), losses)
     slopes = coefficients[:, 2]  # the derivative at time 0
     expected = 1 / (1 + np.exp(slopes[1] - slopes[0]))
     assert weights[-1, 0] == pytest.approx(expected, rel=1e-12)
@@ -178,23 +201,40 @@ def test_a_term_at_zero_loss_gets_no_weight_when_loss_weighted():
 
 def test_no_eps_keeps_the_sum_for_tiny_losses():
     losses = 1e-20 * np.array([[1.0, 3.0], [1.0, 3.0]])
-    without, _ = run(softadapt(history=2, loss_weighted=True, eps=0.0), losses)
+    without, _ = run(softadapt(history=2, loss_weighted=True), losses)
     np.testing.assert_allclose(without[-1], [0.25, 0.75], rtol=1e-6)
-    usual, _ = run(softadapt(history=2, loss_weighted=True), losses)
-    assert usual[-1].sum() < 1e-6  # as documented
+    paper, _ = run(softadapt(history=2, loss_weighted=True, eps=1e-8), losses)
+    assert paper[-1].sum() < 1e-6  # as documented
+
+
+# The signed losses would give weights of both signs: -0.0115, -0.0002 and 1.0117.
+@pytest.mark.parametrize("loss_weighted", ["mean", "current"])
+def test_negative_losses_count_by_their_magnitude(loss_weighted):
+    losses = np.broadcast_to([-1.08, -0.02, 95.0], (2, 3)).astype(np.float32)
+    weights, _ = run(softadapt(history=2, loss_weighted=loss_weighted), losses)
+    expected = np.abs(losses[-1]) / np.abs(losses[-1]).sum()
+    np.testing.assert_allclose(weights[-1], expected, rtol=1e-6)
+
+
+def test_losses_that_change_their_sign_do_not_cancel_in_the_mean():
+    losses = np.array([[-1.0, 1.0], [1.0, 1.0]], np.float32)
+    weighting = softadapt(beta=0.0, history=2, loss_weighted=True)
+    weights, _ = run(weighting, losses)
+    np.testing.assert_allclose(weights[-1], [0.5, 0.5], rtol=1e-6)
 
 
 @pytest.mark.parametrize("loss_weighted", [False, True])
 @pytest.mark.parametrize("size", [1.0, 1e-9])  # the second is smaller than eps
 def test_one_term_has_the_whole_weight(loss_weighted, size, rng):
-    weighting = softadapt(history=2, loss_weighted=loss_weighted)
+    weighting = softadapt(history=2, loss_weighted=loss_weighted, eps=1e-8)
     weights, _ = run(weighting, size * random_losses(rng, 5, 1))
     np.testing.assert_array_equal(weights, 1.0)
 
 
 @pytest.mark.parametrize("variant", ["original", "both"])
 def test_rosenbrock_by_plain_gradient_descent(variant):
-    options = {"history": 2, "sum_to": "terms", **VARIANTS[variant]}
+    options = {"history": 2, "normalized": False, **VARIANTS[variant]}
+    options |= {"beta": 0.1, "sum_to": "terms"}
     losses, xy, weights = descend(softadapt(**options), rate=1e-3, steps=12_000)
     assert losses[-1].sum() < 1e-2 * losses[0].sum()
     np.testing.assert_allclose(xy, [1.0, 1.0], atol=0.1)

@@ -1,0 +1,74 @@
+"""What negative losses do: never a negative weight, which would go uphill unseen."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import multiterm_optax as mt
+from tests import _methods
+
+READERS = {
+    name: method
+    for name, method in _methods.methods().items()
+    if method.make(3).reads_losses
+}
+RUNS = {
+    "mixed": [[-1.08, -0.02, 95.0]] * 3,
+    "sign changes": [[1.0, -2.0, 1e-3], [-1.0, 3.0, -5.0], [1.0, -1.0, 1e-3]],
+    "from almost zero": [[1e-37, -1e-37, 1.0], [1e30, -1e30, 1.0], [1.0, 1.0, -1.0]],
+    "far apart": [[1e-37, 1e30, -1e30]] * 3,
+}
+GRAMIAN = jnp.array([[4.0, -1.0, 0.5], [-1.0, 1.0, 0.2], [0.5, 0.2, 2.0]])
+
+
+def weights_of(method, run):
+    weighting = method.make(3)
+    products = _methods.products(method, GRAMIAN)
+    update = jax.jit(lambda s, x: weighting.update(products, s, losses=x))
+    state, found = weighting.init(3), []
+    # Once more, since some methods use what the last step has left.
+    for losses in [*run, run[-1]]:
+        weights, state = update(state, jnp.array(losses))
+        found.append(np.asarray(weights))
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_weights_are_neither_negative_nor_without_bound(name):
+    for run in RUNS.values():
+        weights = weights_of(READERS[name], run)
+        assert np.all(np.isfinite(weights)), weights
+        assert np.all(weights >= 0), weights
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        _methods.Method(mt.lbtw, {"alpha": 1.0}),
+        _methods.Method(mt.dwa),
+        _methods.Method(mt.by_loss, {"decay": 0.5}),
+        _methods.Method(mt.gradnorm),
+        _methods.Method(mt.mgda, {"normalization": "loss"}),
+        _methods.Method(
+            mt.softadapt, {"beta": 0.0, "history": 2, "loss_weighted": True}
+        ),
+    ],
+    ids=lambda method: method.factory.__name__,
+)
+def test_a_negative_loss_counts_by_its_magnitude(method):
+    run = np.array(RUNS["sign changes"])
+    np.testing.assert_array_equal(
+        weights_of(method, run), weights_of(method, np.abs(run))
+    )
+
+
+def test_ratios_of_negative_losses():
+    found = weights_of(_methods.Method(mt.lbtw, {"alpha": 1.0}), RUNS["sign changes"])
+    np.testing.assert_allclose(found[1], [1.0, 1.5, 5000.0], rtol=1e-6)
+
+
+def test_uncertainty_leaves_the_weights_of_negative_losses():
+    found = weights_of(_methods.Method(mt.uncertainty), RUNS["mixed"])
+    np.testing.assert_array_equal(found[:, :2], 0.5)
+    assert found[-1, 2] < 0.5
