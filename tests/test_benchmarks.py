@@ -200,23 +200,24 @@ def test_the_mlp_has_ten_million_parameters_in_about_fifty_leaves(load):
 
 
 @pytest.mark.parametrize(
-    ("model", "method"),
+    ("model", "method", "terms"),
     [
-        ("mlp", "adam"),
-        ("mlp", "mtadam"),
-        ("mlp", "pcgrad"),
-        ("transformer", "mgda"),
-        ("conv", "mtadam"),
+        ("mlp", "adam", 3),
+        ("mlp", "mtadam", 3),
+        ("mlp", "pcgrad", 3),
+        # Two terms, the fewest: these are the dearest to compile.
+        ("transformer", "mgda", 2),
+        ("conv", "mtadam", 2),
     ],
 )
-def test_our_steps_lower_the_losses(load, model, method):
+def test_our_steps_lower_the_losses(load, model, method, terms):
     ours, size = load("ours"), load("problems").Size(**TINY[model])
     after = []
     for variant in ours.variants(model, method):
-        runner = ours.Runner(model, size, 3, method, variant)
+        runner = ours.Runner(model, size, terms, method, variant)
         runner.start()
         losses = [runner.step() for _ in range(4)]
-        assert losses[0].shape == (3,)
+        assert losses[0].shape == (terms,)
         assert np.isfinite(losses).all()
         assert losses[-1].sum() < losses[0].sum()
         after.append(losses)

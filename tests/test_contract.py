@@ -160,8 +160,19 @@ def test_shapes_dtypes_and_a_stable_state(factory, dtype):
         assert counted.count == traced, "traced again after the first step"
 
 
-@each_factory
-def test_one_program_whether_eager_jitted_or_scanned(factory, x64):
+# One of each stage, whose every operation is a program. The examples in the docstrings
+# of all factories are run outside jit, too.
+EAGER = {"balance_by_norm", "sum_terms", "apply_if_finite", "mtadam"}
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        pytest.param(f, marks=() if f.name in EAGER else pytest.mark.slow, id=f.name)
+        for f in FACTORIES
+    ],
+)
+def test_one_program_whether_eager_or_jitted(factory, x64):
     params = make_params(jnp.float64)
     grads, losses = make_grads(params), example_losses(jnp.float64)
     tx, *_ = compiled(factory)
@@ -169,6 +180,14 @@ def test_one_program_whether_eager_jitted_or_scanned(factory, x64):
     eager, eager_state = run_with(tx.update, tx, grads, params, losses)
     assert_close(eager, jitted, rtol=1e-12)
     assert_close(eager_state, jitted_state, rtol=1e-12)
+
+
+@each_factory
+def test_one_program_whether_jitted_or_scanned(factory, x64):
+    params = make_params(jnp.float64)
+    grads, losses = make_grads(params), example_losses(jnp.float64)
+    tx, *_ = compiled(factory)
+    jitted, jitted_state = run(factory, grads, params, losses)
 
     def step(state, grad):
         updates, state = tx.update(grad, state, params, losses=losses)
@@ -304,12 +323,18 @@ def test_map_params_reaches_what_is_shaped_like_parameters(factory):
 
 @each_factory
 def test_updates_do_not_depend_on_params_by_default(factory):
-    # No default decays weights: ``update`` works without ``params``.
+    # No default decays weights: ``update`` works without ``params``. Given some, it is
+    # the same program.
     tx, params = factory.build(), make_params(jnp.float32)
     grads, losses = at(make_grads(params), 0), example_losses()
-    with_params, _ = tx.update(grads, tx.init(params), params, losses=losses)
-    without, _ = tx.update(grads, tx.init(params), losses=losses)
-    assert_identical(without, with_params)
+
+    def program(*given):
+        def step(grads, state):
+            return tx.update(grads, state, *given, losses=losses)
+
+        return str(jax.make_jaxpr(step)(grads, tx.init(params)))
+
+    assert program() == program(params)
 
 
 @each_factory

@@ -4,7 +4,6 @@ import doctest
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -114,14 +113,16 @@ def test_master_copies_take_steps_that_bfloat16_loses(names):
 def test_sweep_with_balanced_weights_as_its_note_says(names):
     """``mtadam(weights=...)`` with traced weights, under vmap."""
     losses_fn = names("pareto_sweep")["losses_fn"]
-    params = {"in": jnp.full((6, 16), 0.1), "out": jnp.full(16, 0.1)}
+    params = {"in": np.full((6, 16), 0.1), "out": np.full(16, 0.1)}
+    params = jax.tree.map(np.float32, params)
 
     def updates(weights):
         tx = mt.mtadam(3e-2, 2, weights=weights)
         return tx.update(mt.term_grads(losses_fn)(params), tx.init(params), params)[0]
 
-    many = jax.jit(jax.vmap(updates))(jnp.array([[1.0, 0.0], [0.0, 1.0]]))
-    each = [updates(jnp.array(weights)) for weights in ([1.0, 0.0], [0.0, 1.0])]
+    weights = np.eye(2, dtype=np.float32)
+    many = jax.tree.map(np.asarray, jax.jit(jax.vmap(updates))(weights))
+    each = map(jax.jit(updates), weights)
     for i, one in enumerate(each):
         for name in params:
             np.testing.assert_allclose(many[name][i], one[name], rtol=1e-4, atol=1e-7)

@@ -1,5 +1,6 @@
 """The plot: ratios with their goals, and growth with K and with P."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +110,13 @@ def draw_growth(ax: Any, cases: list[dict[str, Any]], axis: str, quantity: str) 
 
 
 def parameters(case: dict[str, Any]) -> int:
-    arrays, _ = problems.make_problem(
-        case["model"], Size(**case["size"]), case["num_terms"]
-    )
-    return problems.count(arrays)
+    return counted(case["model"], Size(**case["size"]), case["num_terms"])
+
+
+@functools.cache
+def counted(model: str, size: Size, num_terms: int) -> int:
+    # Kept, since to draw ten million numbers for every point takes seconds.
+    return problems.count(problems.make_problem(model, size, num_terms)[0])
 
 
 def plain(ax: Any, grid: str) -> None:

@@ -1,5 +1,6 @@
 """Losses and per-term gradients: K separate jax.grad calls, for less."""
 
+import functools
 import itertools
 
 import jax
@@ -13,7 +14,6 @@ from tests._asserts import (
     assert_close,
     assert_identical,
     assert_message,
-    assert_param_shapes,
     assert_same_structure,
     assert_single_trace,
     assert_term_shapes,
@@ -23,12 +23,12 @@ from tests._asserts import (
 PASSES = ["unroll", "vmap", "loop"]
 
 
-def make_params(dtype=jnp.float64):
+def make_params(dtype=np.float64):
     rng = np.random.default_rng(0)
     return {
-        "a": jnp.asarray(rng.normal(size=(3, 2)), dtype),
-        "rest": [jnp.asarray(0.7, dtype), None],
-        "v": jnp.asarray([-1.0, 0.0, 1.0], dtype),
+        "a": np.asarray(rng.normal(size=(3, 2)), dtype),
+        "rest": [np.asarray(0.7, dtype), None],
+        "v": np.asarray([-1.0, 0.0, 1.0], dtype),
     }
 
 
@@ -50,7 +50,23 @@ WEIGHTS = np.array([1.0, -2.0, 0.5])
 
 def separately(losses, params, *args):
     """Losses and gradients by K calls of jax.value_and_grad, stacked."""
-    pairs = [jax.jit(jax.value_and_grad(f))(params, *args) for f in losses]
+
+    @jax.jit
+    def all_of_them(*args):
+        return [jax.value_and_grad(f)(*args) for f in losses]
+
+    return stacked(all_of_them(params, *args))
+
+
+@functools.cache
+def compiled_for_the_three(sines):
+    """Of the three losses, or of their sines: many tests need no other."""
+    losses = [lambda p, x, f=f: jnp.sin(f(p, x)) for f in SEPARATE]
+    losses = losses if sines else SEPARATE
+    return jax.jit(lambda *args: [jax.value_and_grad(f)(*args) for f in losses])
+
+
+def stacked(pairs):
     values = [value for value, _ in pairs]
     return values, jax.tree.map(lambda *g: np.stack(g), *(g for _, g in pairs))
 
@@ -94,14 +110,13 @@ RETURNS = {
 
 
 def expected_for(factors, params, x):
-    losses = SEPARATE
-    if isinstance(factors, str) and factors == "sin":
-        losses = [lambda p, x, f=f: jnp.sin(f(p, x)) for f in losses]
-        factors = np.ones(3)
+    sines = isinstance(factors, str) and factors == "sin"
+    if sines:
+        factors = 1
     elif isinstance(factors, str):
-        factors = np.asarray(x).sum() * np.ones(3)
+        factors = x.sum()
     factors = np.broadcast_to(factors, 3)
-    values, grads = separately(losses, params, x)
+    values, grads = stacked(compiled_for_the_three(sines)(params, x))
     scaled = jax.tree.map(
         lambda g: g * factors.reshape(-1, *(1,) * (g.ndim - 1)), grads
     )
@@ -110,7 +125,7 @@ def expected_for(factors, params, x):
 
 @pytest.fixture
 def x():
-    return jnp.asarray(np.random.default_rng(1).normal(size=(4, 3)))
+    return np.random.default_rng(1).normal(size=(4, 3))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +138,7 @@ def test_equals_separate_gradients(x64, x, returns, passes):
     params = make_params()
     losses, grads = jax.jit(value_and_term_grads(losses_fn, passes=passes))(params, x)
     values, expected = expected_for(factors, params, x)
-    assert_same_structure(losses, losses_fn(params, x))
+    assert_same_structure(losses, jax.eval_shape(losses_fn, params, x))
     found = np.stack(jax.tree.leaves(losses)).reshape(-1)
     assert_close(found, np.stack(values), rtol=1e-13)
     assert_close(grads, expected, rtol=1e-13)
@@ -132,8 +147,8 @@ def test_equals_separate_gradients(x64, x, returns, passes):
 
 def test_dict_terms_come_in_the_order_of_the_leaves(x64, x):
     params = make_params()
-    losses, grads = value_and_term_grads(
-        lambda p, x: {"z": fit(p, x), "a": size(p, x)}
+    losses, grads = jax.jit(
+        value_and_term_grads(lambda p, x: {"z": fit(p, x), "a": size(p, x)})
     )(params, x)
     assert set(losses) == {"z", "a"}
     _, expected = separately([size, fit], params, x)
@@ -149,30 +164,27 @@ def test_one_term(x64, x, shape, passes):
         "dict": lambda v: {"a": v},
     }
     params = make_params()
-    losses, grads = value_and_term_grads(
-        lambda p, x: wrap[shape](fit(p, x)), passes=passes
-    )(params, x)
-    value, expected = separately([fit], params, x)
-    assert_close(losses, wrap[shape](value[0]), rtol=1e-13)
+    fn = value_and_term_grads(lambda p, x: wrap[shape](fit(p, x)), passes=passes)
+    losses, grads = jax.jit(fn)(params, x)
+    values, rows = stacked(compiled_for_the_three(sines=False)(params, x))
+    expected = jax.tree.map(lambda g: g[:1], rows)
+    assert_close(losses, wrap[shape](np.asarray(values[0])), rtol=1e-13)
     assert_close(grads, expected, rtol=1e-13)
 
 
-def test_beyond_sixteen_terms(x64):
-    w = jnp.linspace(-1, 2, 5)
-    for terms in (16, 17, 40):
-        powers = jnp.arange(1, terms + 1)
+@pytest.mark.parametrize("terms", [16, 17, pytest.param(40, marks=pytest.mark.slow)])
+def test_beyond_sixteen_terms(x64, terms):
+    w, powers = np.linspace(-1, 2, 5), np.arange(1, terms + 1)
 
-        def as_array(w, powers=powers):
-            return jnp.sum(jnp.sin(w)[None] * powers[:, None] ** 0.5, axis=1)
+    def as_array(w):
+        return jnp.sum(jnp.sin(w)[None] * powers[:, None] ** 0.5, axis=1)
 
-        def as_dict(w, terms=terms):
-            return {
-                f"{i:02d}": (i + 1) ** 0.5 * jnp.sum(jnp.sin(w)) for i in range(terms)
-            }
+    def as_dict(w):
+        return {f"{i:02d}": (i + 1) ** 0.5 * jnp.sum(jnp.sin(w)) for i in range(terms)}
 
-        expected = jnp.sqrt(powers)[:, None] * jnp.cos(w)
-        assert_close(jax.jit(term_grads(as_array))(w), expected, rtol=1e-13)
-        assert_close(jax.jit(term_grads(as_dict))(w), expected, rtol=1e-13)
+    expected = np.sqrt(powers)[:, None] * np.cos(w)
+    assert_close(jax.jit(term_grads(as_array))(w), expected, rtol=1e-13)
+    assert_close(jax.jit(term_grads(as_dict))(w), expected, rtol=1e-13)
 
 
 @pytest.mark.parametrize("passes", PASSES)
@@ -180,13 +192,20 @@ def test_argnums(x64, passes):
     def losses_fn(u, v, w):
         return jnp.stack([jnp.sum(u * v) * w, jnp.sum(v**3) - w])
 
-    args = jnp.arange(3.0), jnp.arange(1.0, 4.0), jnp.asarray(2.0)
-    rows = [
-        jax.grad(lambda *a, i=i: losses_fn(*a)[i], (0, 1, 2))(*args) for i in (0, 1)
-    ]
-    full = jax.tree.map(lambda *g: jnp.stack(g), *rows)
-    for argnums in (0, 1, 2, -1, -3, (0, 2), (2, 0), (1,), [0, -1]):
-        found = term_grads(losses_fn, argnums, passes=passes)(*args)
+    args = np.arange(3.0), np.arange(1.0, 4.0), np.asarray(2.0)
+    cases = 0, 1, 2, -1, -3, (0, 2), (2, 0), (1,), [0, -1]
+
+    @jax.jit
+    def compared(*args):
+        rows = [
+            jax.grad(lambda *a, i=i: losses_fn(*a)[i], (0, 1, 2))(*args) for i in (0, 1)
+        ]
+        found = [term_grads(losses_fn, n, passes=passes)(*args) for n in cases]
+        return rows, found
+
+    rows, all_found = compared(*args)
+    full = jax.tree.map(lambda *g: np.stack(g), *rows)
+    for argnums, found in zip(cases, all_found, strict=True):
         if isinstance(argnums, int):
             expected = full[argnums]
         else:
@@ -201,33 +220,40 @@ def test_aux_and_keyword_arguments(x64, x, passes):
         out = {"a": fit(p, x), "b": size(p, x) ** power}
         return out, {"hidden": x * 2, "name": "text"}
 
+    options, kwargs = {"has_aux": True, "passes": passes}, {"power": 2, "flag": True}
+
+    @jax.jit
+    def compared(p, x):
+        (losses, aux), grads = value_and_term_grads(losses_fn, **options)(
+            p, x, **kwargs
+        )
+        assert set(losses) == {"a", "b"}
+        assert aux["name"] == "text"
+        only, other = term_grads(losses_fn, **options)(p, x, **kwargs)
+        assert other["name"] == "text"
+        return grads, aux["hidden"], only, other["hidden"]
+
     params = make_params()
-    (losses, aux), grads = value_and_term_grads(losses_fn, has_aux=True, passes=passes)(
-        params, x, power=2, flag=True
-    )
+    grads, hidden, only, other = compared(params, x)
     _, expected = separately([fit, lambda p, x: size(p, x) ** 2], params, x)
     assert_close(grads, expected, rtol=1e-13)
-    assert set(losses) == {"a", "b"}
-    assert_identical(aux["hidden"], x * 2)
-    assert aux["name"] == "text"
-    only, aux = term_grads(losses_fn, has_aux=True, passes=passes)(
-        params, x, power=2, flag=True
-    )
+    assert_identical(hidden, x * 2)
     assert_identical(only, grads)
-    assert_identical(aux["hidden"], x * 2)
+    assert_identical(other, x * 2)
 
 
 @pytest.mark.parametrize("passes", PASSES)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_gradients_keep_the_dtype_of_the_parameters(passes, dtype):
     params = make_params(dtype)
-    batch = jnp.ones((4, 3))
+    batch = np.ones((4, 3), np.float32)
 
     def losses_fn(p, x):  # float32 losses of half-precision parameters
         wide = jax.tree.map(lambda v: v.astype(jnp.float32), p)
         return jnp.stack([fit(wide, x), size(wide, x), pull(wide, x)])
 
-    losses, grads = value_and_term_grads(losses_fn, passes=passes)(params, batch)
+    fn = jax.jit(value_and_term_grads(losses_fn, passes=passes))
+    losses, grads = fn(params, batch)
     assert losses.dtype == jnp.float32
     assert_term_shapes(grads, params, 3)
     _, expected = separately(
@@ -237,12 +263,13 @@ def test_gradients_keep_the_dtype_of_the_parameters(passes, dtype):
 
 
 def test_losses_of_mixed_dtypes(x64):
-    w = jnp.asarray(2.0, jnp.float64)
-    losses, grads = value_and_term_grads(
+    w = np.asarray(2.0, np.float64)
+    fn = value_and_term_grads(
         lambda w: {"half": (w * 3).astype(jnp.bfloat16), "whole": w**2}
-    )(w)
+    )
+    losses, grads = jax.jit(fn)(w)
     assert losses["half"].dtype == jnp.bfloat16
-    assert_close(grads, jnp.array([3.0, 4.0]), rtol=1e-12)
+    assert_close(grads, np.array([3.0, 4.0]), rtol=1e-12)
 
 
 @jax.custom_vjp
@@ -275,20 +302,24 @@ BODIES = {
     + [("custom_vjp", "vmap"), ("cond", "vmap"), ("scan", "vmap"), ("scan", "loop")],
 )
 def test_control_flow_and_custom_derivatives(x64, passes, body):
-    w = jnp.array([0.4, -1.2, 2.0])
+    w = np.array([0.4, -1.2, 2.0])
 
     def other(v):
         return jnp.sum(jnp.cos(v))
 
     terms = [BODIES[body], other]
-    _, expected = separately(terms, w)
-    for form in (list, jnp.stack):
 
-        def losses_fn(v, form=form):
-            return form([f(v) for f in terms])
+    @jax.jit
+    def compared(w):
+        found = [
+            term_grads(lambda v, form=form: form([f(v) for f in terms]), passes=passes)
+            for form in (list, jnp.stack)
+        ]
+        return [fn(w) for fn in found], [jax.grad(f)(w) for f in terms]
 
-        found = jax.jit(term_grads(losses_fn, passes=passes))(w)
-        assert_close(found, expected, rtol=1e-13)
+    (of_list, of_stack), expected = compared(w)
+    assert_close(of_list, np.stack(expected), rtol=1e-13)
+    assert_close(of_stack, np.stack(expected), rtol=1e-13)
 
 
 @pytest.mark.parametrize("passes", PASSES)
@@ -298,19 +329,18 @@ def test_term_without_parameters_has_zero_gradient(passes, stacked):
         terms = [jnp.sum(w**2), jnp.sum(x), jnp.asarray(3.0)]
         return jnp.stack(terms) if stacked else terms
 
-    w = jnp.arange(3.0)
+    w = np.arange(3, dtype=np.float32)
     fn = term_grads(losses_fn, passes=passes)
     for run in (fn, jax.jit(fn)):
-        grads = run(w, jnp.ones(2))
+        grads = np.asarray(run(w, np.ones(2, np.float32)))
         assert_identical(grads[0], 2 * w)
         assert_zero(grads[1:])
 
 
 @pytest.mark.parametrize("passes", PASSES)
 def test_no_term_touches_the_parameters(passes):
-    grads = term_grads(lambda w: [jnp.asarray(1.0), jnp.asarray(2.0)], passes=passes)(
-        jnp.ones(3)
-    )
+    fn = term_grads(lambda w: [jnp.asarray(1.0), jnp.asarray(2.0)], passes=passes)
+    grads = jax.jit(fn)(np.ones(3, np.float32))
     assert grads.shape == (2, 3)
     assert_zero(grads)
 
@@ -320,14 +350,12 @@ def test_vmap_over_a_batch(x64, passes):
     def losses_fn(w, x):
         return {"a": jnp.sum(w * x) ** 2, "b": jnp.sum(w**3)}
 
-    w, xs = jnp.arange(1.0, 4.0), jnp.arange(6.0).reshape(2, 3)
+    w, xs = np.arange(1.0, 4.0), np.arange(6.0).reshape(2, 3)
     fn = value_and_term_grads(losses_fn, passes=passes)
-    losses, grads = jax.jit(jax.vmap(fn, in_axes=(None, 0)))(w, xs)
-    assert grads.shape == (2, 2, 3)
-    for i in range(2):
-        one_losses, one_grads = fn(w, xs[i])
-        assert_close(jax.tree.map(lambda v, i=i: v[i], losses), one_losses, rtol=1e-13)
-        assert_close(grads[i], one_grads, rtol=1e-13)
+    found = jax.jit(jax.vmap(fn, in_axes=(None, 0)))(w, xs)
+    assert found[1].shape == (2, 2, 3)
+    one_by_one = [jax.jit(fn)(w, x) for x in xs]
+    assert_close(found, jax.tree.map(lambda *v: np.stack(v), *one_by_one), rtol=1e-13)
 
 
 @pytest.mark.parametrize("passes", PASSES)
@@ -337,20 +365,22 @@ def test_second_derivatives(x64, passes, stacked):
         terms = [jnp.sum(jnp.sin(w) ** 2), jnp.prod(w)]
         return jnp.stack(terms) if stacked else terms
 
-    w, v = jnp.array([0.3, -0.5, 1.1]), jnp.array([1.0, 2.0, -1.0])
+    w, v = np.array([0.3, -0.5, 1.1]), np.array([1.0, 2.0, -1.0])
     fn = term_grads(losses_fn, passes=passes)
-    found = jax.jvp(fn, (w,), (v,))[1]
-    hessians = [jax.hessian(lambda w, i=i: losses_fn(w)[i])(w) for i in (0, 1)]
-    assert_close(found, jnp.stack([h @ v for h in hessians]), rtol=1e-12)
 
-    def penalty(w):
-        return jnp.sum(fn(w) ** 2)
+    @jax.jit
+    def derivatives(w, v):
+        along = jax.jvp(fn, (w,), (v,))[1]
+        return along, jax.grad(lambda w: jnp.sum(fn(w) ** 2))(w)
 
-    expected = sum(
-        2 * h @ jax.grad(lambda w, i=i: losses_fn(w)[i])(w)
-        for i, h in enumerate(hessians)
-    )
-    assert_close(jax.grad(penalty)(w), expected, rtol=1e-12)
+    along, of_penalty = derivatives(w, v)
+    # By hand: sum(sin^2) has the gradient sin(2 w), the product one of two factors.
+    gradients = np.stack([np.sin(2 * w), w.prod() / w])
+    hessians = [np.diag(2 * np.cos(2 * w)), w.prod() / np.outer(w, w)]
+    np.fill_diagonal(hessians[1], 0)
+    assert_close(along, np.stack([h @ v for h in hessians]), rtol=1e-12)
+    expected = sum(2 * h @ g for h, g in zip(hessians, gradients, strict=True))
+    assert_close(of_penalty, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("passes", PASSES)
@@ -362,7 +392,7 @@ def test_the_forward_pass_is_traced_once(passes):
 
     fn = jax.jit(value_and_term_grads(losses_fn, passes=passes))
     for _ in range(3):
-        fn(jnp.ones(4))
+        fn.eval_shape(np.ones(4, np.float32))
     assert_single_trace(counted)
 
 
@@ -379,20 +409,21 @@ def test_numpy_parameters_and_python_floats_are_parameters():
     grads = term_grads(lambda p: [p["w"] * 2, jnp.sum(p["v"]) * p["w"]])(
         {"w": 3.0, "v": np.ones(2, np.float32)}
     )
-    assert_identical(grads["w"], jnp.array([2.0, 2.0]))
-    assert_identical(grads["v"], jnp.array([[0.0, 0.0], [3.0, 3.0]]))
+    assert_identical(grads["w"], np.array([2.0, 2.0]))
+    assert_identical(grads["v"], np.array([[0.0, 0.0], [3.0, 3.0]]))
 
 
-# What a term does not touch costs nothing. Flops are XLA's own count.
+# What a term does not touch costs nothing. Flops are XLA's own count, before it
+# compiles: within 2 % of the count after.
 
 
 def flops(fn, *args):
-    return jax.jit(fn).lower(*args).compile().cost_analysis()["flops"]
+    return jax.jit(fn).lower(*args).cost_analysis()["flops"]
 
 
 def network(*sizes):
     """Layers to count flops with: their entries do not matter."""
-    return [jnp.full(shape, 0.1) for shape in itertools.pairwise(sizes)]
+    return [np.full(shape, 0.1, np.float32) for shape in itertools.pairwise(sizes)]
 
 
 def forward(layers, x):
@@ -404,7 +435,7 @@ def forward(layers, x):
 @pytest.mark.parametrize("form", ["dict", "stack", "array", "weighted", "negated"])
 def test_penalty_costs_nothing(form):
     params = network(16, 32, 32, 4)
-    x = jnp.ones((64, 16))
+    x = np.ones((64, 16), np.float32)
 
     def both(params, x):
         task = jnp.mean((forward(params, x) - 1) ** 2)
@@ -430,7 +461,7 @@ def test_heads_cost_one_pass_each(stacked):
         "trunk": network(16, 32, 32),
         "heads": {f"h{i}": network(32, 24, 3) for i in range(heads)},
     }
-    x = jnp.ones((64, 16))
+    x = np.ones((64, 16), np.float32)
 
     def head_loss(head, hidden):
         return jnp.mean((forward(head, hidden) - 1) ** 2)
@@ -442,7 +473,7 @@ def test_heads_cost_one_pass_each(stacked):
 
     found = flops(value_and_term_grads(losses_fn), params, x)
     head, trunk = params["heads"]["h0"], params["trunk"]
-    hidden = jnp.ones((64, 32))
+    hidden = np.ones((64, 32), np.float32)
     trunk_forward = flops(forward, trunk, x)
     trunk_both = flops(
         lambda t, x: jax.vjp(lambda t: forward(t, x), t)[1](hidden), trunk, x
@@ -454,7 +485,7 @@ def test_heads_cost_one_pass_each(stacked):
 
 def test_unrolled_passes_share_the_forward_pass():
     params = network(16, 32, 32, 3)
-    x = jnp.ones((64, 16))
+    x = np.ones((64, 16), np.float32)
 
     def losses_fn(params, x):
         return jnp.mean((forward(params, x) - 1) ** 2, axis=0)
@@ -472,13 +503,13 @@ def errors_of(losses_fn, *args, **options):
     return lambda: value_and_term_grads(losses_fn, **options)(*args)
 
 
-W = jnp.ones(3)
+W = np.ones(3, np.float32)
 
 
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (errors_of(lambda w: w, jnp.ones((2, 3))), TypeError, ["losses_fn", "(2, 3)"]),
+        (errors_of(lambda w: w, np.ones((2, 3))), TypeError, ["losses_fn", "(2, 3)"]),
         (
             errors_of(lambda w: {"a": w, "b": jnp.sum(w)}, W),
             TypeError,
@@ -511,12 +542,12 @@ W = jnp.ones(3)
             ["losses_fn", "at least one", "[0]"],
         ),
         (
-            errors_of(lambda p: jnp.sum(p["w"]), {"w": jnp.arange(3)}),
+            errors_of(lambda p: jnp.sum(p["w"]), {"w": np.arange(3, dtype=np.int32)}),
             TypeError,
             ["argument 0['w']", "floating point", "int32"],
         ),
         (
-            errors_of(lambda w: jnp.sum(jnp.abs(w)), jnp.ones(2, jnp.complex64)),
+            errors_of(lambda w: jnp.sum(jnp.abs(w)), np.ones(2, np.complex64)),
             TypeError,
             ["argument 0", "real floating point", "complex64"],
         ),
@@ -561,10 +592,10 @@ def test_non_scalar_losses_are_refused_by_every_way(own_errors, passes):
 
 
 def test_outputs_keep_structure_of_parameters():
-    params = {"a": (jnp.ones(2), None), "b": []}
-    grads = term_grads(lambda p: [jnp.sum(p["a"][0])] * 2)(params)
+    params = {"a": (np.ones(2, np.float32), None), "b": []}
+    grads = jax.eval_shape(term_grads(lambda p: [jnp.sum(p["a"][0])] * 2), params)
     assert_same_structure(grads, params)
-    assert_param_shapes(jax.tree.map(lambda g: g[0], grads), params)
+    assert_term_shapes(grads, params, 2)
 
 
 # --- the default for many terms ------------------------------------------------------
@@ -582,12 +613,12 @@ def attend(params, x):
 
 def test_attention_with_many_terms():
     """Batched products that jaxlib 0.10 gets wrong on CPU are not used by default."""
-    keys = jax.random.split(jax.random.key(0), 3)
+    rng = np.random.default_rng(0)
     params = {
-        "qkv": jax.random.normal(keys[0], (32, 96)) / 4,
-        "head": jax.random.normal(keys[1], (32, 17)) / 4,
+        "qkv": rng.normal(size=(32, 96)).astype(np.float32) / 4,
+        "head": rng.normal(size=(32, 17)).astype(np.float32) / 4,
     }
-    x = jax.random.normal(keys[2], (16, 16, 32))
+    x = rng.normal(size=(16, 16, 32)).astype(np.float32)
     found = jax.jit(term_grads(attend))(params, x)
     apart = jax.jit(term_grads(attend, passes="unroll"))(params, x)
     assert_close(found, apart, rtol=1e-4)
