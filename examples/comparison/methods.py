@@ -123,10 +123,10 @@ def shared_rms_upgrad(s: Setting) -> optax.GradientTransformationExtraArgs:
 
 
 def frozen_balanced(s: Setting) -> optax.GradientTransformationExtraArgs:
-    """`balanced` whose weights stay as they are after a tenth of the run."""
-    weights = mt.frozen(mt.by_loss(), max(s.steps // 10, 1))
-    stage = mt.reweight(mt.compose(weights, mt.upgrad(rows=True)), s.num_terms)
-    return mt.chain(stage, mt.adatask(optax.adam(s.rate), s.num_terms))
+    """`balanced` whose norms stay as they are after a tenth of the run."""
+    norms = mt.by_norm(0.999, anchor="mean", eps=0.0)
+    weighting = mt.compose(mt.frozen(norms, max(s.steps // 10, 1)), mt.upgrad())
+    return mt.weighted(weighting, optax.adam(s.rate), s.num_terms)
 
 
 # Adam on the sum under weights that stay as they are: what all others are held against.
@@ -184,10 +184,13 @@ METHODS: dict[str, Method] = {
 }
 
 
-# What `balanced` was chosen from, its cheaper form, and controls.
+# What `balanced` was chosen from, and controls.
 DEFAULTS: dict[str, Method] = {
     "balanced": per_term(lambda s: mt.balanced(optax.adam(s.rate), s.num_terms)),
-    "by_loss, upgrad": weights_first(lambda s: mt.compose(mt.by_loss(), mt.upgrad())),
+    "slow norms, shared RMS, upgrad": per_term(shared_rms_upgrad),
+    "by_loss, upgrad, adatask": before_adatask(
+        lambda s: mt.compose(mt.by_loss(), mt.upgrad(rows=True))
+    ),
     "by_loss, pcgrad, adatask": before_adatask(
         lambda s: mt.compose(mt.by_loss(), mt.pcgrad(s.key))
     ),
@@ -198,18 +201,19 @@ DEFAULTS: dict[str, Method] = {
             mt.adatask(optax.adam(s.rate), s.num_terms),
         )
     ),
-    "slow norms, shared RMS, upgrad": per_term(shared_rms_upgrad),
+    "by_loss, upgrad": weights_first(lambda s: mt.compose(mt.by_loss(), mt.upgrad())),
     "mtadam, slow norms": per_term(
         lambda s: mt.mtadam(s.rate, s.num_terms, b3=0.999, groups="global")
     ),
+    "upgrad, adatask": before_adatask(lambda s: mt.upgrad(rows=True)),
+    "slow norms": weights_first(lambda s: mt.by_norm(0.999, anchor="mean", eps=0.0)),
     "by_loss": weights_first(lambda s: mt.by_loss()),
     "balanced, frozen": per_term(frozen_balanced),
-    "upgrad, adatask": before_adatask(lambda s: mt.upgrad(rows=True)),
-    "balanced, muon": per_term(
-        lambda s: mt.balanced(optax.contrib.muon(s.rate), s.num_terms)
-    ),
     "equal weights, muon": per_term(
         lambda s: mt.weighted(mt.equal(), optax.contrib.muon(s.rate), s.num_terms)
+    ),
+    "balanced, muon": per_term(
+        lambda s: mt.balanced(optax.contrib.muon(s.rate), s.num_terms)
     ),
 }
 

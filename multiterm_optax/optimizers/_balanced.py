@@ -1,14 +1,11 @@
-"""The recommended optimizer: losses of one size, no conflict, a step for each term."""
+"""The recommended optimizer: gradients of one size, weighted so that none conflict."""
 
 import optax
 
 from multiterm_optax import _checks, _stages, _words
 from multiterm_optax._typing import Scalar
-from multiterm_optax.optimizers._adatask import adatask
-from multiterm_optax.transforms import reweight
-from multiterm_optax.weightings import by_loss, compose, upgrad
-
-_PARTS = ("adatask", "by_loss", "reweight")
+from multiterm_optax.weightings import by_norm, compose, upgrad
+from multiterm_optax.wrappers import weighted
 
 
 def balanced(
@@ -16,59 +13,58 @@ def balanced(
 ) -> optax.GradientTransformationExtraArgs:
     r"""An ordinary optimizer for several terms, with no weights to tune.
 
-    Three stages of the library, one after another:
-
-    1. :func:`multiterm_optax.by_loss` divides the gradient of each term by a slow
-       average of its loss, so that units and constant factors of the losses play no
-       part.
-    2. :func:`multiterm_optax.upgrad` projects each gradient to the nearest direction
-       in which no loss grows.
-    3. :func:`multiterm_optax.adatask` takes a step of ``inner`` for each term, with its
-       own statistics, and adds the steps up.
-
     .. math::
 
-      u = \sum_i \mathrm{inner}_i\bigl(\pi(w_i g_i)\bigr), \qquad
-      w_i \propto 1 / m_i , \quad m_i \text{ the average of } \lvert L_i \rvert .
+      u = \mathrm{inner}\Bigl( \frac{1}{K} \sum_i \pi(v_i g_i) \Bigr), \qquad
+      v_i = \frac{1}{n_i} \Bigl( \prod_j n_j \Bigr)^{1/K}
 
-    Each loss must be a term to bring down for its own sake. Penalties, entropies and KL
-    terms belong into the term that they regularise, with their weights.
+    where :math:`n_i` is a slow average of :math:`\lVert g_i \rVert`, and :math:`\pi`
+    projects to the nearest direction that conflicts with no gradient. So scales and
+    units of the losses play no part, and no term is sacrificed to another. It is
+    ``weighted(compose(by_norm(decay, anchor="mean", eps=0), upgrad()), inner, K)``.
+
+    Each loss must be a goal of its own. A penalty, an entropy or a KL term belongs,
+    with its weight, into the loss that it regularises.
 
     Args:
-      inner: An optimizer with its learning rate, such as ``optax.adam(1e-3)``. Weight
-        decay inside would be applied K times: put it after this transformation.
+      inner: Any optimizer, with its learning rate, such as ``optax.adam(1e-3)``.
       num_terms: K, the number of terms.
-      decay: The decay rate of the averaged losses, as in
-        :func:`multiterm_optax.by_loss`; 0.999 suits runs of a few thousand steps.
+      decay: The decay rate of the averaged norms, in [0, 1). The averages start at the
+        first gradients; 0.999 follows over some thousand steps.
 
     Returns:
-      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. The
-      extra argument ``losses`` is required. ``present``, K booleans, says which terms
-      this step has: an absent one takes no step, and its part of the state stays. All
-      other extra arguments go to ``inner``. With K = 1 it is ``inner``. State: K times
-      that of ``inner``.
+      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. The extra
+      arguments ``losses``, which need not be given, and ``present`` (K booleans) are
+      those of :func:`multiterm_optax.weighted`; all others go to ``inner``, too. With
+      K = 1 it is ``inner``, whose state it keeps once.
 
     Raises:
       TypeError: ``inner`` is not a transformation.
-      ValueError: A hyperparameter is out of range, ``losses`` is missing, or an update
-        lacks the leading term axis.
+      ValueError: A hyperparameter is out of range, or an update lacks the leading term
+        axis.
+
+    Source:
+      The composition is measured in the documentation, "How to choose". Its parts are
+      :func:`multiterm_optax.by_norm` and :func:`multiterm_optax.upgrad`.
 
     Example:
       >>> import jax.numpy as jnp, optax
-      >>> from multiterm_optax import balanced, metrics
-      >>> tx = balanced(optax.sgd(0.1), num_terms=2)
-      >>> grads = jnp.array([[1.0, 0.0], [-100.0, 100.0]])
-      >>> losses = jnp.array([1.0, 100.0])
-      >>> updates, state = tx.update(grads, tx.init(jnp.zeros(2)), losses=losses)
-      >>> [round(float(u), 4) for u in updates]  # 10 (g1 + g2 / 100), projected
-      [-0.5, -1.5]
+      >>> from multiterm_optax import balanced
+      >>> tx = balanced(optax.sgd(1.0), num_terms=2)
+      >>> grads = jnp.array([[1.0, 0.0], [-60.0, 80.0]])
+      >>> updates, state = tx.update(grads, tx.init(jnp.zeros(2)))
+      >>> [round(float(w), 4) for w in optax.tree.get(state, "weights")]
+      [8.0, 0.08]
+      >>> [round(float(u), 4) for u in updates]
+      [-3.2, -6.4]
       >>> float(optax.tree.get(state, "conflicts"))
       1.0
     """
     name = "balanced"
     num_terms = _checks.num_terms(num_terms, name)
     _checks.transformation(inner, "inner", name)
-    with _words.speaking_as(name, *_PARTS):
-        weighting = compose(by_loss(decay), upgrad(rows=True))
-        stages = reweight(weighting, num_terms), adatask(inner, num_terms)
-    return _stages.speaking_as(name, optax.chain(*stages), *_PARTS)
+    parts = "by_norm", "weighted"
+    with _words.speaking_as(name, *parts):
+        weighting = compose(by_norm(decay, anchor="mean", eps=0.0), upgrad())
+        tx = weighted(weighting, inner, num_terms)
+    return _stages.speaking_as(name, tx, *parts)

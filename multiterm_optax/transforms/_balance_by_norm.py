@@ -1,6 +1,6 @@
 """MTAdam's first half: brings the terms' gradients to one size, group by group."""
 
-from typing import Any
+from typing import Any, Literal
 
 import optax
 
@@ -14,7 +14,7 @@ def balance_by_norm(
     num_terms: int,
     decay: Scalar = 0.9,
     *,
-    anchor: int | None = None,
+    anchor: int | Literal["mean"] | None = None,
     norm_init: Scalar | None = None,
     weights: Any = None,
     groups: Groups = "leaf",
@@ -30,7 +30,8 @@ def balance_by_norm(
       num_terms: K, the number of terms.
       decay: As in :func:`multiterm_optax.by_norm`; :math:`\beta_3` of MTAdam.
       anchor: Index of the term that keeps its size. ``None``: the first term that is
-        not silent, chosen in each group at each step. With a fixed anchor, 0 in the
+        not silent, chosen in each group at each step. ``"mean"``: none, as in
+        :func:`multiterm_optax.by_norm`. With a fixed anchor, 0 in the
         paper, a group that it does not touch is scaled to zero and does not learn.
       norm_init: As in :func:`multiterm_optax.by_norm`; 1.0 in the paper.
       weights: As in :func:`multiterm_optax.by_norm`.

@@ -11,7 +11,7 @@ from jax.core import Tracer
 from multiterm_optax import _checks, _weighting
 from multiterm_optax._typing import Scalar, Weights
 from multiterm_optax._weighting import Problem, Weighting
-from multiterm_optax.weightings import _losses
+from multiterm_optax.weightings import _sizes
 
 
 class ByLossState(NamedTuple):
@@ -83,7 +83,7 @@ def by_loss(decay: Scalar = 0.999) -> Weighting:
         sizes = jnp.where(counted, jnp.abs(problem.losses), 0)
         moved = state.means + _share(decay, seen) * (sizes - state.means)
         means = jnp.where(counted, moved, state.means).astype(state.means.dtype)
-        return _inverse(problem, means), ByLossState(means, seen)
+        return _sizes.inverse(problem, means), ByLossState(means, seen)
 
     return _weighting.method(
         name, init, find, reads_losses=True, by_term=("means", "seen")
@@ -99,19 +99,3 @@ def _share(decay: Any, seen: jax.Array) -> jax.Array:
             rate = float(np.log(np.float64(decay)))
     steps = jnp.maximum(seen, 1).astype(jnp.result_type(float))
     return jnp.expm1(rate) / jnp.expm1(steps * rate)
-
-
-def _inverse(problem: Problem, means: jax.Array) -> Weights:
-    """One over the means, with the geometric mean 1 over the present terms."""
-    known = problem.only_present(means > 0)
-    # Powers of two apart from the rest, so that no ratio of two weights loses digits
-    # to the logarithm of a loss that is far from 1.
-    fractions, exponents = jnp.frexp(jnp.where(known, means, 1))
-    exponents = jnp.where(known, exponents, 0)
-    count = jnp.maximum(jnp.sum(known), 1)
-    middle = jnp.sum(exponents) // count
-    away = (exponents - middle).astype(fractions.dtype)
-    logs = jnp.where(known, jnp.log2(fractions) + away, 0)
-    scale = jnp.exp2(jnp.sum(logs) / count.astype(logs.dtype))
-    weights = _losses.bounded(jnp.ldexp(scale / fractions, middle - exponents))
-    return jnp.where(known & (count > 1), weights, 1).astype(means.dtype)

@@ -1,6 +1,6 @@
-"""Norm balancing: every term's gradient gets the size of the anchor's."""
+"""Norm balancing: the gradients of all terms get one size."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from multiterm_optax import _checks, _weighting
 from multiterm_optax._typing import Scalar, Weights
 from multiterm_optax._weighting import Problem, Weighting
+from multiterm_optax.weightings import _sizes
 
 
 class ByNormState(NamedTuple):
@@ -23,7 +24,7 @@ class ByNormState(NamedTuple):
 def by_norm(
     decay: Scalar = 0.9,
     *,
-    anchor: int | None = None,
+    anchor: int | Literal["mean"] | None = None,
     norm_init: Scalar | None = None,
     weights: Any = None,
     eps: Scalar = 1e-10,
@@ -43,7 +44,9 @@ def by_norm(
       decay: :math:`\beta`, in [0, 1).
       anchor: Index of the term that keeps its size. ``None``: the first term that is
         not silent, chosen at each step. While a fixed anchor has had no gradient, the
-        others' weights are 0.
+        others' weights are 0. ``"mean"``: none; all get the geometric mean of the
+        present terms' sizes in place of :math:`n_a`, so that the order of the terms
+        plays no part.
       norm_init: ``None``: each average starts at the term's first nonzero norm. A
         float: it starts at this value, and the weights depend on the losses' scale.
       weights: Fixed relative weights :math:`u`, [K], not negative. ``None``: all 1.
@@ -73,13 +76,14 @@ def by_norm(
     name = "by_norm"
     _checks.decay(decay, "decay", name)
     _checks.in_range(eps, "eps", name, low=0.0, high=1.0, open_high=True)
-    if anchor is not None:
+    fixed = anchor is not None and anchor != "mean"
+    if fixed:
         anchor = _checks.term_index(anchor, "anchor", name)
     if norm_init is not None:
         _checks.non_negative(norm_init, "norm_init", name)
 
     def init(num_terms: int) -> ByNormState:
-        if anchor is not None:
+        if fixed:
             _checks.term_index(anchor, "anchor", name, num_terms)
         if weights is not None:
             _checks.vector(weights, "weights", name, num_terms)
@@ -97,8 +101,11 @@ def by_norm(
         norms = problem.keep_absent(moved, old)
 
         active = norms > eps * jnp.max(norms)
-        chosen = jnp.argmax(active) if anchor is None else anchor
-        ratios = norms[chosen] / jnp.where(active, norms, 1)
+        if anchor == "mean":
+            ratios = _sizes.inverse(problem, jnp.where(active, norms, 0))
+        else:
+            chosen = jnp.argmax(active) if anchor is None else anchor
+            ratios = norms[chosen] / jnp.where(active, norms, 1)
         if weights is not None:
             ratios = ratios * _checks.vector(weights, "weights", name, norms.size)
         return jnp.where(active, ratios, 1), ByNormState(norms)

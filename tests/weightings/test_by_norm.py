@@ -16,6 +16,9 @@ METHODS = {
     "by_norm, paper": Method(
         mt.by_norm, {"anchor": 0, "norm_init": 1.0}, anchored=True, invariant=False
     ),
+    "by_norm, mean": Method(
+        mt.by_norm, {"anchor": "mean"}, permutes=True, invariant=True
+    ),
 }
 
 OPTIONS = {
@@ -24,6 +27,7 @@ OPTIONS = {
     "anchor": {"anchor": 2, "weights": [1.0, 0.5, 3.0]},
     "paper": {"anchor": 0, "norm_init": 1.0},
     "coarse": {"eps": 0.1},
+    "mean": {"anchor": "mean", "eps": 0.1, "weights": [1.0, 0.5, 3.0]},
 }
 
 
@@ -47,7 +51,9 @@ def test_it_is_the_stage_and_the_stage_is_its_formula(x64, options, grouping):
         averages[group] = n = beta * old + (1 - beta) * norms
         active = n > eps * n.max()
         anchor = chosen.get("anchor", int(np.argmax(active)))
-        ratios = n[anchor] / n * np.array(chosen.get("weights", np.ones(len(rows))))
+        mean = np.exp(np.mean(np.log(n[active])))
+        size = mean if anchor == "mean" else n[anchor]
+        ratios = size / n * np.array(chosen.get("weights", np.ones(len(rows))))
         return np.where(active, ratios, 1)[:, None] * rows
 
     expected = _groups.expected(mix, grouping)
