@@ -41,7 +41,7 @@ def against(own, other):
     """The ratio of the scores with its interval, and the verdict in words."""
     if not (np.isfinite(own).all() and np.isfinite(other).all()):
         return WORDS[verdict(own, other)]
-    middle, low, high = (significant(x) for x in ratio(own, other, 0.95))
+    middle, low, high = (significant(x) for x in ratio(own, other))
     return f"{middle} ({low} to {high}), {WORDS[verdict(own, other)]}"
 
 
@@ -98,7 +98,7 @@ def mean_ratio(results, name):
         own, pool = by_seed(record), opponents(found, record)[POOL]
         if not np.isfinite(own).all():
             return "diverged"
-        logs.append(math.log(ratio(own, pool, 0.95)[0]))
+        logs.append(math.log(ratio(own, pool)[0]))
     return f"{math.exp(np.mean(logs)):.2f}"
 
 
@@ -168,7 +168,7 @@ def draw(results):
             record = found["methods"][DEFAULT]
             others = opponents(found, record)
             own = by_seed(record) if other is None else others[other]
-            points.append(ratio(own, others[POOL], 0.95))
+            points.append(ratio(own, others[POOL]))
         middle, low, high = np.array(points).T
         places = np.arange(len(points))[::-1]
         ax.errorbar(

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 POOL = "static weights, whole pool"
+DRAWS = 20_000  # of the seeds, for an interval
 BETTER, LEVEL, WORSE = -1, 0, 1
 MARKS = {BETTER: " **+**", LEVEL: "", WORSE: " −"}
 
@@ -56,22 +57,25 @@ def static_scores(static, trials):
     return expected, math.sqrt(variance)
 
 
-def ratio(own, other, level):
-    """Geometric mean of own over other by seed, and its interval by a paired t test."""
-    floor = 1e-12  # a score of exactly zero has no logarithm
-    logs = np.log(np.maximum(own, floor)) - np.log(np.maximum(other, floor))
-    half = stats.t.ppf((1 + level) / 2, len(logs) - 1) * stats.sem(logs)
-    return tuple(np.exp(logs.mean() + half * np.array([0, -1, 1])))
+def ratio(own, other):
+    """Mean of own over mean of other, and its 95 % interval by seeds drawn anew."""
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(own), size=(DRAWS, len(own)))
+    ratios = own[drawn].mean(axis=1) / other[drawn].mean(axis=1)
+    return own.mean() / other.mean(), *np.quantile(ratios, [0.025, 0.975])
 
 
 def verdict(own, other):
-    """BETTER or WORSE where the ratio differs from 1 at the level of 1 %, or LEVEL."""
+    """BETTER or WORSE by a paired t test at the level of 1 %, else LEVEL."""
     if not np.isfinite(own).all():
         return WORSE
     if not np.isfinite(other).all():
         return BETTER
-    _, low, high = ratio(own, other, 0.99)
-    return BETTER if high < 1 else WORSE if low > 1 else LEVEL
+    difference = own - other
+    size = stats.t.ppf(0.995, len(own) - 1) * stats.sem(difference)
+    if abs(difference.mean()) <= size:
+        return LEVEL
+    return BETTER if difference.mean() < 0 else WORSE
 
 
 def ranks(values):
