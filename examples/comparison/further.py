@@ -120,9 +120,9 @@ def oscillator(fast: bool) -> Problem:
     """A damped oscillator u'' + c u' + k u = 0 with unknown c and k, seen with noise.
 
     Terms: residual, and squared errors at 30 noisy observations, which are other ones
-    for every seed. The oscillator of Moseley's "So, what is a physics-informed neural
-    network?" (2021), with c = 4, k = 400 and t in [0, 1], in units of time a tenth as
-    long: in the old ones, the residual leaves Adam on the sum nothing but u = 0.
+    for every seed. Moseley's "So, what is a physics-informed neural network?" (2021)
+    has c = 4, k = 400 and t in [0, 1], where Adam on the sum finds nothing but u = 0;
+    here, time is counted in tenths, which makes it c = 0.4, k = 4 and t in [0, 10].
     """
     problem = equation(_oscillator, "Oscillator, inverse", 20 if fast else 4000)
 
@@ -182,10 +182,10 @@ def _oscillator():
 
 
 def wine(fast: bool) -> Problem:
-    """Scikit-learn's wine: two chemical and two visible traits from the other nine.
+    """Scikit-learn's wine: four measurements from the other nine.
 
     A term for each of proline, magnesium, alcohol and hue, whose deviations go from 315
-    to 0.23.
+    to 0.23. With 107 rows to train on, the score tells also how much a method overfits.
     """
     from sklearn.datasets import load_wine
 
