@@ -184,8 +184,8 @@ def _oscillator():
 def wine(fast: bool) -> Problem:
     """Scikit-learn's wine: four measurements from the other nine.
 
-    A term for each of proline, magnesium, alcohol and hue, whose deviations go from 315
-    to 0.23. With 107 rows to train on, the score tells also how much a method overfits.
+    A term for each of proline, magnesium, alcohol and hue, whose deviations go from 314
+    to 0.23. With 108 rows to train on, the score tells also how much a method overfits.
     """
     from sklearn.datasets import load_wine
 
