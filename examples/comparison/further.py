@@ -34,7 +34,7 @@ def convection(fast: bool) -> Problem:
 
 
 def _convection(speed=10.0, points=64, side_points=32):
-    size = np.array([2 * PI, 1.0])
+    size = jnp.array([2 * PI, 1.0])
 
     def true(xp, x, t):
         return xp.sin(x - speed * t)
@@ -44,7 +44,7 @@ def _convection(speed=10.0, points=64, side_points=32):
 
     def sample(key):
         at = in_time(key, points, side_points)
-        return {name: size * part for name, part in at.items()}
+        return {name: part * size for name, part in at.items()}
 
     def losses_fn(params, at):
         _, ((u_x, u_t),), _ = derivatives(params, at["residual"])
