@@ -138,11 +138,8 @@ def methods_of(results):
     return [name for name in first if all(name in methods for methods in every)]
 
 
-def tables(counted, apart, chosen_on):
-    seen = {name: found for name, found in counted.items() if name in chosen_on}
-    new = {name: found for name, found in counted.items() if name not in chosen_on}
-    parts = {"problems it was chosen on": seen, "held-out problems": new}
-    parts = {where: part for where, part in parts.items() if part}
+def tables(parts, apart):
+    counted = {name: found for part in parts.values() for name, found in part.items()}
     found = {f"Each problem, {w}": each_problem(p, DEFAULT) for w, p in parts.items()}
     found |= {f"Each method, {w}": each_method(p) for w, p in parts.items()}
     found |= {f"Scores, {w}": all_scores(p) for w, p in parts.items()}
@@ -190,11 +187,16 @@ def draw(results):
     return figure
 
 
-def write(counted, apart, chosen_on, folder):
-    """Saves ``default.md`` and ``default.png`` where every problem has the default."""
+def write(parts, apart, folder):
+    """Saves ``default.md`` and ``default.png`` where every problem has the default.
+
+    ``parts`` are groups of problems by what they are called, ``apart`` those that count
+    nowhere.
+    """
+    counted = {name: found for part in parts.values() for name, found in part.items()}
     if not counted or not all(DEFAULT in f["methods"] for f in counted.values()):
         return
-    found = tables(counted, apart, chosen_on)
+    found = tables(parts, apart)
     text = "\n\n".join(f"## {name}\n\n{table}" for name, table in found.items())
     (folder / "default.md").write_text(text + "\n", encoding="utf-8")
     draw(counted).savefig(folder / "default.png")

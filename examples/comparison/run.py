@@ -51,12 +51,17 @@ from bench import (
     search,
 )
 from methods import DEFAULTS, METHODS
-from problems import CHOSEN_ON, NOT_TERMS, PROBLEMS
+from problems import CHOSEN_ON, FURTHER, HELD_OUT, NOT_TERMS, PROBLEMS
 from report import write
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
 ALL = PROBLEMS | NOT_TERMS
+GROUPS = {
+    "problems it was chosen on": CHOSEN_ON,
+    "held-out problems": HELD_OUT,
+    "further held-out problems": FURTHER,
+}
 POOL, FAST_POOL = 100, 10  # random static weights
 EQUAL = "equal weights at every rate"
 
@@ -245,7 +250,12 @@ def main():
     counted = {name: found for name, found in results.items() if name in PROBLEMS}
     apart = {name: found for name, found in results.items() if name in NOT_TERMS}
     save(args.out / "comparison.json", results, separators=(",", ":"))
-    default_report.write(counted, apart, set(CHOSEN_ON), args.out)
+    parts = {
+        where: {name: found for name, found in results.items() if name in group}
+        for where, group in GROUPS.items()
+    }
+    parts = {where: part for where, part in parts.items() if part}
+    default_report.write(parts, apart, args.out)
     if counted:
         console.print(write(counted, args.out), markup=False, highlight=False)
 
