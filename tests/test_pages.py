@@ -4,6 +4,7 @@ import doctest
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -103,7 +104,7 @@ def test_master_copies_take_steps_that_bfloat16_loses(names):
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    params = jnp.ones(4, jnp.bfloat16)
+    params = np.ones(4, jnp.bfloat16)
     state = tx.init(params)
     for _ in range(3000):
         params, state = step(params, state)

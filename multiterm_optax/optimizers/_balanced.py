@@ -18,8 +18,7 @@ def balanced(
       u = \mathrm{inner}\Bigl( \sum_i w_i g_i \Bigr), \qquad
       w_i = \frac{1}{n_i} \Bigl( \prod_j n_j \Bigr)^{1/K}
 
-    where :math:`n_i` is a slow average of :math:`\lVert g_i \rVert`. All terms pull
-    equally hard on average, and a term that is learned may still become quiet. It is
+    where :math:`n_i` is a slow average of :math:`\lVert g_i \rVert`: it is
     ``weighted(by_norm(decay, anchor="mean", eps=0), inner, num_terms)``.
 
     Each loss must be a goal of its own. A penalty, an entropy or a KL term belongs,
@@ -28,23 +27,19 @@ def balanced(
     Args:
       inner: Any optimizer, with its learning rate, such as ``optax.adam(1e-3)``.
       num_terms: K, the number of terms.
-      decay: The decay rate of the averaged norms, in [0, 1). The averages start at the
-        first gradients; 0.999 follows over some thousand steps.
+      decay: The decay rate of the averaged norms, in [0, 1).
 
     Returns:
-      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. The extra
-      arguments ``losses``, which need not be given, and ``present`` (K booleans) are
-      those of :func:`multiterm_optax.weighted`; all others go to ``inner``, too. With
-      K = 1 it is ``inner``. State: that of ``inner``, and 2K numbers.
+      An optimizer as of :func:`multiterm_optax.weighted`: per-term gradients, every
+      leaf [K, \*p], to updates [\*p]. ``losses`` need not be given. With K = 1 it is
+      ``inner``. State: that of ``inner``, and 2K numbers.
 
     Raises:
       TypeError: ``inner`` is not a transformation.
-      ValueError: A hyperparameter is out of range, or an update lacks the leading term
-        axis.
+      ValueError: ``decay`` is out of range, or an update lacks the leading term axis.
 
     Source:
-      :func:`multiterm_optax.by_norm`, slowly and over all parameters at once. It was
-      chosen by measurement: see the documentation, "How to choose".
+      :func:`multiterm_optax.by_norm`; chosen by measurement (docs, "How to choose").
 
     Example:
       >>> import jax.numpy as jnp, optax

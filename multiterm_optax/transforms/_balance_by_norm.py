@@ -30,8 +30,7 @@ def balance_by_norm(
       num_terms: K, the number of terms.
       decay: As in :func:`multiterm_optax.by_norm`; :math:`\beta_3` of MTAdam.
       anchor: Index of the term that keeps its size. ``None``: the first term that is
-        not silent, chosen in each group at each step. ``"mean"``: none, as in
-        :func:`multiterm_optax.by_norm`. With a fixed anchor, 0 in the
+        not silent, chosen in each group at each step. ``"mean"``: none. With a fixed anchor, 0 in the
         paper, a group that it does not touch is scaled to zero and does not learn.
       norm_init: As in :func:`multiterm_optax.by_norm`; 1.0 in the paper.
       weights: As in :func:`multiterm_optax.by_norm`.

@@ -46,10 +46,8 @@ def upgrad(preference: Any = None, *, rows: bool = False) -> Weighting:
     The direction conflicts with no term, :math:`g_j \cdot d \ge 0`. If no two gradients
     conflict, it is :math:`\sum_i u_i g_i`.
 
-    With ``rows`` the projections stay apart, so that a stage that treats each term by
-    itself can follow, such as :func:`multiterm_optax.adatask`. With two terms this is
-    :func:`multiterm_optax.pcgrad`; with more no row conflicts with any term, and there
-    is no order of the terms to draw.
+    With ``rows`` the projections stay apart, for a stage with a state for each term to
+    follow. With two terms this is :func:`multiterm_optax.pcgrad`.
 
     Args:
       preference: :math:`u`, K weights, not negative. ``None``: 1 / K each, the mean,
@@ -168,9 +166,10 @@ def _projected(
 
 def _conflicts(problem: Problem) -> Float[Array, ""]:
     """The share of the pairs of present terms whose dot product is negative."""
-    pairs = problem.num_present * (problem.num_present - 1) / 2
-    negative = jnp.sum(jnp.triu(problem.gramian < 0, 1))
-    return (negative / jnp.maximum(pairs, 1)).astype(jnp.result_type(float))
+    dtype = jnp.result_type(float)
+    num_present = jnp.asarray(problem.num_present, dtype)
+    negative = jnp.sum(jnp.triu(problem.gramian < 0, 1), dtype=dtype)
+    return negative / jnp.maximum(num_present * (num_present - 1) / 2, 1)
 
 
 def _project(

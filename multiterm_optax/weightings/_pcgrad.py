@@ -99,7 +99,9 @@ def _projections(gramian: Gramian, orders: jax.Array) -> Mixing:
         steps = (conflicts / jnp.diagonal(scaled)[others])[:, None]
         return coefficients - jnp.where(chosen, steps, 0), dots - steps * scaled[others]
 
-    start = jnp.eye(num_terms, dtype=scaled.dtype), scaled
+    # Like the gramian: inside shard_map it then differs by device as that does.
+    zeros, ones = jnp.zeros_like(scaled), jnp.ones_like(scaled)
+    start = jnp.where(each[:, None] == each[None, :], ones, zeros), scaled
     coefficients, _ = jax.lax.fori_loop(0, num_terms, project, start)
     ratios = units[:, None] / units[None, :]
     return jnp.where(coefficients == 0, 0, coefficients * ratios)

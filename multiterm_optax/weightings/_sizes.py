@@ -14,14 +14,14 @@ def inverse(problem: Problem, sizes: jax.Array) -> Weights:
     A term of size zero has the weight 1 and is left out of the mean.
     """
     known = problem.only_present(sizes > 0)
-    # Powers of two apart from the rest, so that no ratio of two weights loses digits
-    # to the logarithm of a size that is far from 1.
+    # Powers of two apart from the rest, and summed as integers, so that no ratio of two
+    # weights loses digits to the logarithm of a size that is far from 1.
     fractions, exponents = jnp.frexp(jnp.where(known, sizes, 1))
     exponents = jnp.where(known, exponents, 0)
     count = jnp.maximum(jnp.sum(known), 1)
     middle = jnp.sum(exponents) // count
-    away = (exponents - middle).astype(fractions.dtype)
-    logs = jnp.where(known, jnp.log2(fractions) + away, 0)
-    scale = jnp.exp2(jnp.sum(logs) / count.astype(logs.dtype))
+    left = (jnp.sum(exponents) - middle * count).astype(fractions.dtype)
+    logs = left + jnp.sum(jnp.where(known, jnp.log2(fractions), 0))
+    scale = jnp.exp2(logs / count.astype(logs.dtype))
     weights = _losses.bounded(jnp.ldexp(scale / fractions, middle - exponents))
     return jnp.where(known & (count > 1), weights, 1).astype(sizes.dtype)
