@@ -11,10 +11,11 @@ from rich.table import Table
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the dashes show
 # what lies beneath when two methods agree.
 STYLES = {
-    "Adam, plain sum": {"color": "#000000"},
+    "Adam, correct weights": {"color": "#000000"},
     "Adam, weighted sum": {"color": "#D55E00"},
     "AdaTask": {"color": "#009E73"},
-    "MTAdam": {"color": "#0072B2"},
+    "MTAdam": {"color": "#56B4E9"},
+    "balanced": {"color": "#0072B2"},
     "Adam, tuned weights": {"color": "#CC79A7", "ls": (0, (4, 2))},
 }
 

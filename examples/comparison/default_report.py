@@ -22,7 +22,12 @@ from report import (
     verdict,
 )
 
-DEFAULT, EQUAL, POOL = "balanced", "equal weights", "whole pool"
+DEFAULT = "balanced"
+EQUAL, SAME_TIME, POOL = OPPONENTS = (
+    "equal weights",
+    "static, same time",
+    "whole pool",
+)
 WORDS = {BETTER: "better", LEVEL: "tied", WORSE: "worse"}
 
 
@@ -32,7 +37,7 @@ def opponents(found, record):
     first = len(static["equal"]["validation"])
     return {
         EQUAL: by_seed(static["equal"]),
-        "static, same time": static_scores(static, int(record["ratio"] * first))[0],
+        SAME_TIME: static_scores(static, int(record["ratio"] * first))[0],
         POOL: static_scores(static, first + static["pool"])[0],
     }
 
@@ -64,42 +69,44 @@ def each_problem(results, name):
                 seeds_mean_sd(others[EQUAL]),
                 seeds_mean_sd(others[POOL]),
                 seeds_mean_sd(own),
-                *(against(own, other) for other in others.values()),
+                *(against(own, others[other]) for other in OPPONENTS),
             ]
         )
-    head = ["problem", "equal weights", "best of 105 static trials", name]
-    return markdown([*head, *(f"over {other}" for other in others)], rows)
+    head = ["problem", EQUAL, "best of 105 static trials", name]
+    return markdown([*head, *(f"over {other}" for other in OPPONENTS)], rows)
 
 
 def each_method(results):
     """One row a method: on how many problems it was better, tied, worse."""
     rows = []
     for name in methods_of(results):
-        verdicts, times = {}, []
-        for found in results.values():
-            record = found["methods"][name]
-            times.append(record["ratio"])
-            for other, scores in opponents(found, record).items():
-                verdicts.setdefault(other, []).append(verdict(by_seed(record), scores))
-        time = f"{np.median(times):.1f} ({min(times):.1f} to {max(times):.1f})"
-        rows.append(
-            [name, *map(count, verdicts.values()), mean_ratio(results, name), time]
+        records = [found["methods"][name] for found in results.values()]
+        pairs = [
+            (by_seed(record), opponents(found, record))
+            for found, record in zip(results.values(), records, strict=True)
+        ]
+        counts = (
+            count([verdict(own, others[other]) for own, others in pairs])
+            for other in OPPONENTS
         )
-    head = ["method", *(f"against {other}" for other in verdicts)]
-    head += ["mean ratio to the pool", "training time relative to Adam"]
+        times = [record["ratio"] for record in records]
+        time = f"{np.median(times):.1f} ({min(times):.1f} to {max(times):.1f})"
+        rows.append([name, *counts, *mean_and_worst(results, name), time])
+    head = ["method", *(f"against {other}" for other in OPPONENTS)]
+    head += ["mean ratio to the pool", "worst", "training time relative to Adam"]
     return markdown(head, rows)
 
 
-def mean_ratio(results, name):
-    """Geometric mean over the problems of the score over that of the whole pool."""
-    logs = []
+def mean_and_worst(results, name):
+    """Of the problems' ratios of the score to that of the whole pool."""
+    ratios = []
     for found in results.values():
         record = found["methods"][name]
         own, pool = by_seed(record), opponents(found, record)[POOL]
         if not np.isfinite(own).all():
-            return "diverged"
-        logs.append(math.log(ratio(own, pool)[0]))
-    return f"{math.exp(np.mean(logs)):.2f}"
+            return ["diverged", "diverged"]
+        ratios.append(own.mean() / pool.mean())
+    return [f"{np.exp(np.mean(np.log(ratios))):.2f}", significant(max(ratios))]
 
 
 def all_scores(results):
@@ -156,7 +163,7 @@ def draw(results):
     ax = figure.subplots()
     rows = {
         "Adam on the sum": ("o", "tab:gray", EQUAL),
-        "static weights tuned for the same time": ("|", "black", "static, same time"),
+        "static weights tuned for the same time": ("|", "black", SAME_TIME),
         "balanced": ("D", "tab:blue", None),
     }
     for label, (marker, color, other) in rows.items():
@@ -183,7 +190,11 @@ def draw(results):
     ax.set_yticks(range(len(names))[::-1], names)
     ax.set_xscale("log")
     ax.set_xlabel("test error over that of the best of 105 trials of static weights")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.4, 1.14), ncols=3, frameon=False)
+    ticks = [0.5, 0.7, 1, 1.5, 2, 3, 5, 10]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
+    ax.grid(axis="y", linewidth=0.3)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 

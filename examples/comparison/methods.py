@@ -101,10 +101,11 @@ def shared_rms(s: Setting) -> optax.GradientTransformationExtraArgs:
     def init(params):
         return moment.init(params)
 
-    def update(grads, state, params=None, **extra_args):
-        squares = jax.tree.map(lambda g: jnp.square(g.sum(axis=0)), grads)
+    def update(updates, state, params=None, **extra_args):
+        del params, extra_args
+        squares = jax.tree.map(lambda g: jnp.square(g.sum(axis=0)), updates)
         mean, state = moment.update(squares, state)
-        scaled = jax.tree.map(lambda g, v: g / (jnp.sqrt(v) + 1e-30), grads, mean)
+        scaled = jax.tree.map(lambda g, v: g / (jnp.sqrt(v) + 1e-30), updates, mean)
         return scaled, state
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -31,8 +31,7 @@ def balanced(
 
     Returns:
       An optimizer as of :func:`multiterm_optax.weighted`: per-term gradients, every
-      leaf [K, \*p], to updates [\*p]. ``losses`` need not be given. With K = 1 it is
-      ``inner``. State: that of ``inner``, and 2K numbers.
+      leaf [K, \*p], to updates [\*p]; ``losses`` may be left out. K = 1 is ``inner``.
 
     Raises:
       TypeError: ``inner`` is not a transformation.

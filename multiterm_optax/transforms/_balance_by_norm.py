@@ -29,9 +29,9 @@ def balance_by_norm(
     Args:
       num_terms: K, the number of terms.
       decay: As in :func:`multiterm_optax.by_norm`; :math:`\beta_3` of MTAdam.
-      anchor: Index of the term that keeps its size. ``None``: the first term that is
-        not silent, chosen in each group at each step. ``"mean"``: none. With a fixed anchor, 0 in the
-        paper, a group that it does not touch is scaled to zero and does not learn.
+      anchor: As in :func:`multiterm_optax.by_norm`, in each group. With a fixed anchor,
+        0 in the paper, a group that it does not touch is scaled to zero, and does not
+        learn.
       norm_init: As in :func:`multiterm_optax.by_norm`; 1.0 in the paper.
       weights: As in :func:`multiterm_optax.by_norm`.
       groups: ``"leaf"``: each leaf is a group. ``"global"``: one group. Otherwise
