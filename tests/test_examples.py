@@ -256,9 +256,7 @@ def test_readme_code_does_what_its_table_says(capsys):
     @jax.jit
     def step(carry, _):
         params, state = carry
-        loss, grads = jax.value_and_grad(lambda p: sum(losses_fn(p, x).values()))(
-            params
-        )
+        grads = jax.grad(lambda p: sum(losses_fn(p, x).values()))(params)
         updates, state = tx.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), None
 
