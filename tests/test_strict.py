@@ -130,9 +130,15 @@ def test_gradients_and_metrics(name, setting):
 
 # Of those that share a solver one is enough.
 CHECKED = sorted(METHODS.keys() - {"compose", "dual_proj", "frozen", "inexact_mgda"})
+# Those with loops and indices by default, and one that reads losses.
+FEW = {"cagrad", "mgda", "pcgrad", "softadapt", "upgrad"}
+each_checked = pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in FEW else pytest.mark.slow) for n in CHECKED],
+)
 
 
-@pytest.mark.parametrize("name", CHECKED)
+@each_checked
 def test_weighting_passes_checkify_s_checks_of_indices_and_floats(name):
     weighting = METHODS[name].make(K)
     products = _methods.products(METHODS[name], GRAMIAN)
@@ -159,7 +165,7 @@ def test_transformation_passes_checkify_s_checks(name):
 
 # The annotations of loops are those of traced ones, and here the indices are ints.
 @pytest.mark.usefixtures("own_errors")
-@pytest.mark.parametrize("name", CHECKED)
+@each_checked
 def test_weighting_makes_no_nan_on_the_way(name):
     # Without jit every operation is looked at, and not the results only.
     weighting = METHODS[name].make(K)

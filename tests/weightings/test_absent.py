@@ -64,6 +64,14 @@ FOUND = _methods.methods()
 DRAWN = {name for name, one in FOUND.items() if one.drawn}
 
 each_method = pytest.mark.parametrize("method", FOUND)
+# The reading of the masks is the same for all variants of a method.
+by_name = pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(m, marks=[] if m in _methods.factories() else pytest.mark.slow)
+        for m in FOUND
+    ],
+)
 
 
 def made(method, at=tuple(range(TERMS))):
@@ -205,7 +213,7 @@ def test_terms_that_are_never_there_might_as_well_not_exist(method):
         assert_weights(method, entries(weights, mask), expected)
 
 
-@each_method
+@by_name
 @pytest.mark.usefixtures("x64")
 def test_all_present_is_as_if_nothing_were_said(method):
     state, full = made(method).init(TERMS), np.ones(TERMS, bool)

@@ -20,21 +20,40 @@ each_scale = pytest.mark.parametrize(
     "scale",
     [pytest.param(s, marks=[] if s in EXTREMES else pytest.mark.slow) for s in SCALES],
 )
-# One term alone has a test of its own, in test_contract.py.
-each_number = pytest.mark.parametrize("terms", [2, 3, 64])
 KINDS = _jacobians.WELL_POSED + _jacobians.DEGENERATE
 
 FOUND = {name: one for name, one in _methods.methods().items() if one.reads}
 
 
 def promising(promise):
+    return [n for n, one in FOUND.items() if getattr(one, promise) is not False]
+
+
+def each(names):
+    return pytest.mark.parametrize("name", names)
+
+
+def deep(names):
+    """Names and numbers of terms; variants of a method with 64 terms are slow.
+
+    One term alone has a test of its own, in test_contract.py.
+    """
+    own = _methods.factories()
     return pytest.mark.parametrize(
-        "name",
-        [name for name, one in FOUND.items() if getattr(one, promise) is not False],
+        ("name", "terms"),
+        [
+            pytest.param(
+                name,
+                terms,
+                marks=pytest.mark.slow if terms == 64 and name not in own else [],
+            )
+            for name in names
+            for terms in (2, 3, 64)
+        ],
     )
 
 
-every_method = pytest.mark.parametrize("name", FOUND)
+every_method = each(FOUND)
 
 
 # Bounds are roundings of the programs that users have.
@@ -81,16 +100,14 @@ def jacobians(terms, dtype=np.float32, promised=True):
     return [kind(rng, terms, size).astype(dtype) for kind in kinds]
 
 
-@every_method
-@each_number
+@deep(FOUND)
 @each_scale
 def test_finite(name, terms, scale):
     for rows in jacobians(terms):
         _properties.assert_finite(method(name), rows * np.float32(scale))
 
 
-@every_method
-@each_number
+@deep(FOUND)
 def test_zero_gradients(name, terms):
     _properties.assert_zero_for_zero(method(name), jacobians(terms)[0])
 
@@ -112,31 +129,27 @@ def test_single_gradient(name):
         _properties.assert_single_gradient_untouched(method(name), rows)
 
 
-@promising("simplex")
-@each_number
+@deep(promising("simplex"))
 def test_simplex(name, terms):
     for rows in jacobians(terms):
         _properties.assert_weights_sum_to_one(method(name), rows)
 
 
-@promising("permutes")
-@each_number
+@deep(promising("permutes"))
 def test_permutation(name, terms):
     order = np.random.default_rng(1).permutation(terms)
     for rows in jacobians(terms, promised=FOUND[name].permutes):
         _properties.assert_permutes(method(name), rows, order)
 
 
-@promising("invariant")
-@each_number
+@deep(promising("invariant"))
 @each_scale
 def test_scale(name, terms, scale):
     for rows in jacobians(terms, promised=FOUND[name].invariant):
         _properties.assert_invariant_to_scale(method(name), rows, scale)
 
 
-@promising("agrees")
-@each_number
+@deep(promising("agrees"))
 @each_scale
 def test_no_conflict(name, terms, scale):
     for rows in jacobians(terms):
@@ -145,8 +158,7 @@ def test_no_conflict(name, terms, scale):
         )
 
 
-@promising("shortest")
-@each_number
+@deep(promising("shortest"))
 def test_min_norm(name, terms):
     for rows in jacobians(terms):
         _properties.assert_min_norm(method(name), rows)
@@ -162,23 +174,23 @@ class TestDoublePrecision:
         for rows in jacobians(3, np.float64):
             _properties.assert_finite(method(name), rows * scale)
 
-    @promising("permutes")
+    @each(promising("permutes"))
     def test_permutation(self, name):
         for rows in jacobians(3, np.float64, FOUND[name].permutes):
             _properties.assert_permutes(method(name), rows, np.array([2, 0, 1]))
 
-    @promising("invariant")
+    @each(promising("invariant"))
     @each_scale
     def test_scale(self, name, scale):
         for rows in jacobians(3, np.float64, FOUND[name].invariant):
             _properties.assert_invariant_to_scale(method(name), rows, scale)
 
-    @promising("agrees")
+    @each(promising("agrees"))
     def test_no_conflict(self, name):
         for rows in jacobians(3, np.float64):
             _properties.assert_conflicts_with_no_term(method(name), rows)
 
-    @promising("shortest")
+    @each(promising("shortest"))
     def test_min_norm(self, name):
         for rows in jacobians(3, np.float64):
             _properties.assert_min_norm(method(name), rows)
@@ -226,7 +238,7 @@ def test_drawn_jacobians_are_finite(name, rows, scale):
     _properties.assert_finite(method(name), rows * np.float32(scale))
 
 
-@promising("shortest")
+@each(promising("shortest"))
 @given(rows=drawn_jacobians())
 def test_drawn_jacobians_meet_the_optimality_conditions(name, rows):
     _properties.assert_conflicts_with_no_term(method(name), rows)
