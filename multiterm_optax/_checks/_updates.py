@@ -97,6 +97,15 @@ def present_in(value: Any, updates: Any, name: str) -> jax.Array | None:
     return present(value, name, jnp.shape(leaves[0])[0]) if leaves else None
 
 
+def _trees_like(updates: Any, params: Any) -> bool:
+    """Whether the updates are a list, a tuple or a dict of trees like ``params``."""
+    if not isinstance(updates, list | tuple | dict):
+        return False
+    trees = updates.values() if isinstance(updates, dict) else updates
+    structure = jax.tree.structure(params)
+    return all(jax.tree.structure(tree) == structure for tree in trees)
+
+
 def term_axis(
     updates: Any, params: Any, name: str, num_terms: int | None = None
 ) -> None:
@@ -110,7 +119,9 @@ def term_axis(
     if params is not None:
         if jax.tree.structure(params) != structure:
             hint = ""
-            if isinstance(updates, tuple) and len(updates) == 2:
+            if _trees_like(updates, params):
+                hint = " stack_terms makes updates of a gradient for each term."
+            elif isinstance(updates, tuple) and len(updates) == 2:
                 hint = " value_and_term_grads returns the pair (losses, grads)."
             raise ValueError(
                 f"{name}: updates must have the tree structure of params, "

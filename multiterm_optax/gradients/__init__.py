@@ -9,6 +9,7 @@ first, and the result is the gradient of the weighted sum, ``[*p]``.
 from multiterm_optax.gradients._row_grads import (
     value_and_row_grads as value_and_row_grads,
 )
+from multiterm_optax.gradients._stack_terms import stack_terms as stack_terms
 from multiterm_optax.gradients._term_grads import term_grads as term_grads
 from multiterm_optax.gradients._term_grads import (
     value_and_term_grads as value_and_term_grads,
