@@ -210,8 +210,19 @@ def method(
         for key in extra_args
     ]
     update.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore
+
+    def start(num_terms: int) -> State:
+        # What a chain would pass are the parameters.
+        if _checks.as_int(num_terms) is None:
+            raise TypeError(
+                f"{name}: init takes the number of terms, found "
+                f"{_words.describe(num_terms)}. In a chain a weighting stands as "
+                "reweight(weighting, num_terms)."
+            )
+        return init(num_terms)
+
     return Weighting(
-        init,
+        start,
         update,
         reads_gramian=reads_gramian,
         reads_losses=reads_losses,

@@ -12,8 +12,9 @@ from jax.tree_util import keystr
 
 MISSING = (
     "the term axis is missing. Per-term gradients come from "
-    "multiterm_optax.value_and_term_grads, and only one aggregator (K -> 1) may stand "
-    "in a chain."
+    "multiterm_optax.value_and_term_grads, only one aggregator (K -> 1) may stand in a "
+    "chain, and around a whole optimizer multi_steps, apply_if_finite and masked of "
+    "this library take the place of Optax's."
 )
 AGGREGATOR = "An aggregator, sum_terms() or scale_by_max_adam(num_terms),"
 

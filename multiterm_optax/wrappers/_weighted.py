@@ -45,7 +45,9 @@ def weighted(
       An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. The
       extra arguments ``losses`` and ``present`` (K booleans; see
       :func:`multiterm_optax.reweight`) go to the weighting only, all others to
-      ``inner``, too. If all terms are absent, ``inner`` sees a zero gradient.
+      ``inner``, too. To an ``inner`` that asks for them, ``grad`` and, where losses are
+      given, ``value`` are those of the weighted sum, unless you pass your own. If all
+      terms are absent, ``inner`` sees a zero gradient.
 
     Raises:
       TypeError: ``weighting`` or ``inner`` is something else.
@@ -84,8 +86,14 @@ def weighted(
         total = jax.tree.map(partial(_terms.weighted_sum, weights), step.updates)
         outer_state = ReweightState(weights.astype(jnp.result_type(float)), found)
 
+        # Only here the loss is known whose gradient the inner optimizer gets.
+        extra_args = {"grad": total}
+        if losses is not None:
+            extra_args["value"] = _terms.weighted_sum(weights, losses)
+        extra_args |= step.extra_args
+
         def take(inner_state: optax.OptState) -> tuple[optax.Updates, optax.OptState]:
-            return inner.update(total, inner_state, step.params, **step.extra_args)
+            return inner.update(total, inner_state, step.params, **extra_args)
 
         ready = _weighting.ready(found)
         if ready is None:

@@ -70,8 +70,12 @@ def test_extra_arguments_go_to_weighting_and_inner():
 
     inner = optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
     tx = weighted(equal(), inner, 2)
-    tx.update(draw(2), tx.init(PARAMS), PARAMS, value=1.0, losses=jnp.ones(2))
-    assert seen == {"value": 1.0}
+    grads = draw(2)
+    tx.update(grads, tx.init(PARAMS), PARAMS, value=1.0, losses=jnp.ones(2))
+    assert seen.pop("value") == 1.0
+    mean = jax.tree.map(lambda leaf: leaf.mean(axis=0), grads)
+    assert_close(seen.pop("grad"), mean, rtol=1e-6)
+    assert not seen
 
 
 def test_schedules_inside_the_inner_optimizer_count_steps_taken():
@@ -85,3 +89,38 @@ def test_schedules_inside_the_inner_optimizer_count_steps_taken():
 def test_inner_must_be_a_transformation():
     with pytest.raises(TypeError, match=r"weighted: inner must be an optax"):
         weighted(mgda(), 0.1, 2)
+
+
+def test_an_optimizer_that_reads_the_value_gets_that_of_the_weighted_sum():
+    """Polyak's step on the mean of two |w - 3| goes to 3 at once."""
+    tx = weighted(constant([0.5, 0.5]), optax.polyak_sgd(max_learning_rate=10.0), 2)
+    w = jnp.array(2.5)
+    losses, grads = jnp.abs(jnp.stack([w, w]) - 3), jnp.array([-1.0, -1.0])
+    updates, _ = tx.update(grads, tx.init(w), w, losses=losses)
+    assert_close(w + updates, jnp.array(3.0), rtol=1e-6)
+    # One's own value counts: here that of the plain sum.
+    updates, _ = tx.update(grads, tx.init(w), w, losses=losses, value=jnp.sum(losses))
+    assert_close(w + updates, jnp.array(3.5), rtol=1e-6)
+
+
+def test_a_line_search_finds_the_gradient_of_the_weighted_sum(x64):
+    def losses_of(p):
+        return jnp.stack([jnp.sum((p - 1) ** 2), 3 * jnp.sum((p + 2) ** 2)])
+
+    def value_fn(p):
+        return jnp.dot(jnp.array([1.0, 0.5]), losses_of(p))
+
+    search = optax.scale_by_backtracking_linesearch(20)
+    tx = weighted(constant([1.0, 0.5]), optax.chain(optax.sgd(0.1), search), 2)
+    p = jnp.array([4.0, -3.0])
+
+    @jax.jit
+    def step(p, state):
+        losses, grads = losses_of(p), jax.jacobian(losses_of)(p)
+        updates, state = tx.update(grads, state, p, losses=losses, value_fn=value_fn)
+        return p + updates, state
+
+    state = tx.init(p)
+    for _ in range(30):
+        p, state = step(p, state)
+    assert_close(p, jnp.full(2, -0.8), atol=1e-6, rtol=0)
