@@ -492,7 +492,8 @@ def test_a_list_of_booleans_will_do():
 
 
 def test_present_stays_with_per_term_and_weighted():
-    # The inner transformation sees one term, or the sum: a mask means nothing there.
+    # The inner transformation sees one term, or the sum: a mask means nothing there. Of
+    # the sum it is told the gradient, too.
     seen = []
 
     def update(updates, state, params=None, **extra_args):
@@ -503,7 +504,8 @@ def test_present_stays_with_per_term_and_weighted():
     mask = jnp.array([True, False])
     for tx in (per_term(inner, 2), weighted(equal(), inner, 2)):
         tx.update(jnp.ones((2, 3)), tx.init(jnp.zeros(3)), present=mask, value=1.0)
-    assert seen == [{"value": 1.0}] * 2
+    assert [one.pop("value") for one in seen] == [1.0, 1.0]
+    assert [list(one) for one in seen] == [[], ["grad"]]
 
 
 @pytest.mark.parametrize("optimizer", [mtadam, adatask_adam])
