@@ -15,7 +15,7 @@ PARAMS, GRADS = {"w": jnp.ones(3)}, {"w": jnp.ones((2, 3))}
 @pytest.mark.parametrize("name", _methods.factories())
 def test_a_weighting_in_a_chain(name):
     tx = optax.chain(_methods.build(name, 2), optax.sgd(0.1))
-    with pytest.raises(TypeError, match="number of terms") as error:
+    with pytest.raises(TypeError, match="init takes the number of terms") as error:
         tx.init(PARAMS)
     assert_message(error.value, f"{name}: init", "reweight(weighting, num_terms)")
 
