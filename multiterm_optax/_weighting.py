@@ -119,13 +119,6 @@ class Problem(NamedTuple):
         """The new values [..., K] of the present terms, the old ones of the others."""
         return new if self.present is None else jnp.where(self.present, new, old)
 
-    def keep_absent_weights(self, new: jax.Array, old: jax.Array) -> jax.Array:
-        """The new weights, [K] or [K, K], and the old ones of absent terms."""
-        new = new.astype(old.dtype)
-        if self.present is None:
-            return new
-        return jnp.where(mask_weights(self.present, jnp.ones_like(new)) > 0, new, old)
-
     def equal_shares(self, dtype: Any) -> Weights:
         """One over the number of present terms, for each of them."""
         ones = self.only_present(jnp.ones((self.num_terms,), dtype))

@@ -3,7 +3,6 @@
 import itertools
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from multiterm_optax import _weighting
@@ -12,15 +11,9 @@ from multiterm_optax._weighting import Problem, Weighting
 
 
 class ComposeState(NamedTuple):
-    """State of :func:`compose`.
-
-    Attributes:
-      parts: The states of the weightings, in their order.
-      found: What each of them found in the last step, weights [K] or [K, K].
-    """
+    """State of :func:`compose`: the states of the weightings, in their order."""
 
     parts: tuple[Any, ...]
-    found: tuple[jax.Array, ...]
 
 
 def compose(*weightings: Weighting) -> Weighting:
@@ -62,12 +55,7 @@ def compose(*weightings: Weighting) -> Weighting:
         _weighting.check(one, name, f"weightings[{i}]")
 
     def init(num_terms: int) -> ComposeState:
-        parts = tuple(one.init(num_terms) for one in weightings)
-        found = (
-            _weighting.neutral_weights(one, part, num_terms)
-            for one, part in zip(weightings, parts, strict=True)
-        )
-        return ComposeState(parts, tuple(found))
+        return ComposeState(tuple(one.init(num_terms) for one in weightings))
 
     def find(
         problem: Problem, state: ComposeState
@@ -77,7 +65,7 @@ def compose(*weightings: Weighting) -> Weighting:
             products = problem.squared_norms
         losses = problem.losses
         total: Any = None
-        parts, found = [], []
+        parts = []
         for i, one in enumerate(weightings):
             weights, part = _weighting.weights_from(
                 one,
@@ -90,8 +78,7 @@ def compose(*weightings: Weighting) -> Weighting:
             products, losses = _weighted(weights, products, losses)
             total = weights if total is None else _product(weights, total)
             parts.append(part)
-            found.append(problem.keep_absent_weights(weights, state.found[i]))
-        return total, ComposeState(tuple(parts), tuple(found))
+        return total, ComposeState(tuple(parts))
 
     names = [_weighting.extra_arguments(one) for one in weightings]
     return _weighting.method(

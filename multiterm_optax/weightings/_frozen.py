@@ -88,7 +88,11 @@ def frozen(weighting: Weighting, steps: int) -> Weighting:
                 problem.present,
                 **problem.extra_args,
             )
-            return problem.keep_absent_weights(weights, state.held), inner
+            weights = weights.astype(state.held.dtype)
+            if problem.present is not None:
+                own = _weighting.mask_weights(problem.present, jnp.ones_like(weights))
+                weights = jnp.where(own > 0, weights, state.held)
+            return weights, inner
 
         held, inner = jax.lax.cond(
             state.steps < steps, search, lambda: (state.held, state.weighting)
