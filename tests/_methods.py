@@ -20,10 +20,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tests import _arguments
 
 FOLDER = Path(__file__).parent / "weightings"
+
+# One of each kind: fixed weights, norms, losses and their memory, a learned state, two
+# solvers, a matrix, and one made of others. What a stage does with a weighting is tried
+# on these; that it holds for every other, too, is told by ``-m slow``.
+REPRESENTATIVE = {
+    "by_norm",
+    "cagrad",
+    "compose",
+    "constant",
+    "gradnorm",
+    "mgda",
+    "pcgrad",
+    "softadapt",
+}
 
 
 @dataclass(frozen=True)
@@ -129,6 +144,14 @@ def methods():
         name: replace(one, permutes=False) if one.drawn or one.anchored else one
         for name, one in found.items()
     }
+
+
+def sampled(names):
+    """The names as parameters, of which some of each kind run by default."""
+    return [
+        pytest.param(n, marks=[] if n in REPRESENTATIVE else pytest.mark.slow)
+        for n in names
+    ]
 
 
 def relative(method, weights):

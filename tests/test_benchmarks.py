@@ -206,8 +206,8 @@ def test_the_mlp_has_ten_million_parameters_in_about_fifty_leaves(load):
         ("mlp", "mtadam", 3),
         ("mlp", "pcgrad", 3),
         # Two terms, the fewest: these are the dearest to compile.
-        ("transformer", "mgda", 2),
-        ("conv", "mtadam", 2),
+        pytest.param("transformer", "mgda", 2, marks=pytest.mark.slow),
+        pytest.param("conv", "mtadam", 2, marks=pytest.mark.slow),
     ],
 )
 def test_our_steps_lower_the_losses(load, model, method, terms):

@@ -130,8 +130,8 @@ def test_gradients_and_metrics(name, setting):
 
 # Of those that share a solver one is enough.
 CHECKED = sorted(METHODS.keys() - {"compose", "dual_proj", "frozen", "inexact_mgda"})
-# Those with loops and indices by default, and one that reads losses.
-FEW = {"cagrad", "mgda", "pcgrad", "softadapt", "upgrad"}
+# One with loops and indices by default, and one that reads losses.
+FEW = {"pcgrad", "softadapt"}
 each_checked = pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=[] if n in FEW else pytest.mark.slow) for n in CHECKED],

@@ -23,6 +23,7 @@ from multiterm_optax import (
     value_and_weighted_grad,
 )
 from multiterm_optax.gradients import WeightedGradState
+from tests import _methods
 from tests._asserts import (
     CountedTraces,
     assert_close,
@@ -60,17 +61,7 @@ def test_weightings_are_found():
     assert exported().keys() >= {"equal", "mgda", "pcgrad", "dwa", "inexact_mgda"}
 
 
-# Functions of the gramian, as mgda: the same promise, with solvers dear to compile.
-AS_MGDA = {"cagrad", "dual_proj", "upgrad"}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name in AS_MGDA else ())
-        for name in sorted(exported())
-    ],
-)
+@pytest.mark.parametrize("name", _methods.sampled(sorted(exported())))
 @pytest.mark.usefixtures("x64")
 def test_equals_reweight_and_sum_terms(name):
     weighting = exported()[name]()

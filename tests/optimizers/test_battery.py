@@ -112,7 +112,12 @@ def _found():
 
 
 METHODS = {method.name: method for method in _found()}
-each_method = pytest.mark.parametrize("name", METHODS)
+WEIGHTINGS = _methods.exported().keys()
+each_method = pytest.mark.parametrize(
+    "name",
+    [n for n in METHODS if n not in WEIGHTINGS]
+    + _methods.sampled(n for n in METHODS if n in WEIGHTINGS),
+)
 
 
 def test_every_method_is_found():

@@ -156,7 +156,7 @@ def assert_weights_absent_zero(weights, mask):
     assert_zero(weights[~mask])
 
 
-@each_method
+@by_name
 @pytest.mark.usefixtures("x64")
 def test_a_step_is_that_of_the_smaller_problem(method):
     counted, update = step_of(method)
@@ -185,6 +185,7 @@ def test_a_step_is_that_of_the_smaller_problem(method):
     assert counted.count - traced <= 1
 
 
+@pytest.mark.slow  # the same programs, and a run of twelve steps says more
 @pytest.mark.parametrize("method", [m for m in FOUND if m not in DRAWN])
 @pytest.mark.usefixtures("x64")
 def test_terms_that_are_never_there_might_as_well_not_exist(method):

@@ -112,7 +112,7 @@ def test_each_group_has_its_own_direction(x64, groups):
 
 
 @pytest.mark.parametrize("kind", _jacobians.WELL_POSED, ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("terms", [2, 3, 10, 64])
+@pytest.mark.parametrize("terms", [pytest.param(2, marks=pytest.mark.slow), 3, 10, 64])
 def test_float32_directions(kind, terms, record_deviation):
     rng = np.random.default_rng(terms)
     errors = []

@@ -58,7 +58,14 @@ def as_matrix(weights):
     return np.diag(weights) if weights.ndim == 1 else weights
 
 
-@pytest.mark.parametrize("chain", CHAINS)
+# By default one that reads norms, one that mixes in between, and the longest.
+FEW = {"norms alone", "losses of a mixture", "three"}
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [pytest.param(c, marks=[] if c in FEW else pytest.mark.slow) for c in CHAINS],
+)
 @pytest.mark.parametrize("masked", [False, True])
 def test_it_is_one_reweight_after_another(x64, chain, masked):
     parts = CHAINS[chain]()

@@ -211,7 +211,10 @@ def test_batches_that_hold_more_than_it_reads(name):
 
 @pytest.mark.parametrize(
     ("name", "groups"),
-    [(name, "global") for name in _methods.factories()]
+    [
+        pytest.param(*one.values, "global", marks=one.marks)
+        for one in _methods.sampled(_methods.factories())
+    ]
     # Groups are the stage's matter: weights, a matrix, and a state that remembers.
     + [(name, "leaf") for name in ("mgda", "pcgrad", "gradnorm")],
 )

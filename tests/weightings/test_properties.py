@@ -34,7 +34,7 @@ def each(names):
 
 
 def deep(names):
-    """Names and numbers of terms; variants of a method with 64 terms are slow.
+    """Names and numbers of terms: two and 64, and variants of a method, are slow.
 
     One term alone has a test of its own, in test_contract.py.
     """
@@ -45,7 +45,7 @@ def deep(names):
             pytest.param(
                 name,
                 terms,
-                marks=pytest.mark.slow if terms == 64 and name not in own else [],
+                marks=[] if terms == 3 and name in own else pytest.mark.slow,
             )
             for name in names
             for terms in (2, 3, 64)
@@ -112,11 +112,10 @@ def test_zero_gradients(name, terms):
     _properties.assert_zero_for_zero(method(name), jacobians(terms)[0])
 
 
-@every_method
-@pytest.mark.parametrize("terms", [2, 3])
+@deep(FOUND)
 def test_some_gradients_zero(name, terms):
     for rows in jacobians(terms):
-        for term in range(terms):
+        for term in range(min(terms, 3)):
             some = rows.copy()
             some[term] = 0
             _properties.assert_finite(method(name), some)
@@ -163,6 +162,7 @@ def test_min_norm(name, terms):
         _properties.assert_min_norm(method(name), rows)
 
 
+@pytest.mark.slow  # test_contract.py and test_absent.py run in float64
 @pytest.mark.usefixtures("x64")
 class TestDoublePrecision:
     """The same promises in float64, and to its digits."""
@@ -231,7 +231,7 @@ def drawn_jacobians(draw):
     return np.pad(rows, ((0, 0), (0, PARAMETERS - 5))).astype(np.float32)
 
 
-@every_method
+@each([n for n in FOUND if n in _methods.factories()])
 @given(rows=drawn_jacobians(), scale=st.sampled_from(SCALES))
 def test_drawn_jacobians_are_finite(name, rows, scale):
     _properties.assert_finite(method(name), rows * np.float32(scale))

@@ -45,7 +45,14 @@ NESTED = {
         mt.compose(mt.equal(), halved(mt.inexact_mgda(eps))), mt.constant([3.0, 2, 1])
     ),
 }
-each_nesting = pytest.mark.parametrize("nesting", NESTED)
+each_nesting = pytest.mark.parametrize(
+    "nesting",
+    [
+        # It holds the two others.
+        pytest.param(n, marks=[] if n == "composed of both" else pytest.mark.slow)
+        for n in NESTED
+    ],
+)
 
 
 @each_nesting

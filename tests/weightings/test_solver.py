@@ -182,7 +182,7 @@ def test_float64_takes_few_iterations_more(kind, terms, rng):
             assert found.iterations <= 25
 
 
-@pytest.mark.parametrize("terms", [4, 7, 10, 20])
+@pytest.mark.parametrize("terms", [pytest.param(4, marks=pytest.mark.slow), 7, 10, 20])
 def test_a_batch_equals_its_problems(terms, rng):
     # The projections of all gradients on the dual cone, as UPGrad asks for.
     gramian = unit_gramian(_jacobians.agreeing, rng, terms, 300)
@@ -194,6 +194,7 @@ def test_a_batch_equals_its_problems(terms, rng):
         np.testing.assert_allclose(batch.z[i], alone.z, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("terms", [5, 17])
 def test_batches_of_batches_equal_their_problems(terms, rng):
     # UPGrad in groups: each has a gramian that its projections share.
