@@ -113,7 +113,9 @@ def dual_balanced(
         every = jnp.sum(left)
         shares = jnp.where(every > 0, left / jnp.where(every > 0, every, 1), 0)
         found = jnp.minimum(total, _statistics.LARGEST) * shares
-        moved = state.averages + (found.astype(losses.dtype) - state.averages) / count
+        # The 1 before the first step is no part of the mean.
+        before = jnp.where(state.seen > 0, state.averages, 0)
+        moved = before + (found.astype(losses.dtype) - before) / count
 
         def keep(new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(known, new.astype(old.dtype), old)

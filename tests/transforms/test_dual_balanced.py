@@ -89,7 +89,5 @@ def test_errors():
         dual_balanced(K, anchor=3)
     assert_message(error.value, "[0, 2]", "found 3")
     tx, grads = dual_balanced(2), jnp.ones((2, 3))
-    with pytest.raises(
-        ValueError, match="dual_balanced: this weighting reads the losses"
-    ):
+    with pytest.raises(ValueError, match="this weighting reads the losses"):
         tx.update(grads, tx.init(jnp.zeros(3)))
