@@ -43,8 +43,7 @@ def residual_attention(gamma: Scalar = 0.999, eta: Scalar = 0.01) -> ResidualAtt
       + \eta \, \frac{\lvert r_b \rvert}{\max_c \lvert r_c \rvert}, \qquad
       L = \frac1N \sum_b (\lambda_b r_b)^2 .
 
-    The points of *one* term are weighed against each other. Starting from 0, a weight
-    stays below :math:`\eta / (1 - \gamma)`, 10 by default.
+    From 0, a weight stays below :math:`\eta / (1 - \gamma)`, 10 by default.
 
     Args:
       gamma: :math:`\gamma`, the decay rate, in [0, 1].
@@ -52,16 +51,13 @@ def residual_attention(gamma: Scalar = 0.999, eta: Scalar = 0.01) -> ResidualAtt
 
     Returns:
       A pair of functions, as of an Optax transformation. ``init(num_points)`` makes the
-      state; ``update(residuals, state)`` takes the residuals [N] and returns this
-      step's weights [N], constant to any derivative, and the next state. It is pure,
-      and belongs into the function of the losses, whose aux returns the state. The
-      weights follow the points: keep the points, or the weights of those drawn. A
-      residual that is not finite counts as zero.
+      state; ``update(residuals, state)`` takes one term's residuals [N] and returns
+      this step's weights [N], constant to any derivative, and the next state. It
+      belongs into the function of the losses, whose aux returns the state. A residual
+      that is not finite counts as zero.
 
     Raises:
-      TypeError: ``num_points`` is no static int.
-      ValueError: A hyperparameter is out of range, or the number of residuals is not
-        ``num_points``.
+      ValueError: A hyperparameter is out of range, or there are not N residuals.
 
     Source:
       Anagnostopoulos, Toscano, Stergiopulos and Karniadakis, "Residual-based Attention

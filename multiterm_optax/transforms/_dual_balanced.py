@@ -32,9 +32,8 @@ def dual_balanced(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Weighs conditions against the residual, and among themselves (DB-PINN).
 
-    The anchor :math:`a`, in the paper the residual of the equation, keeps the weight 1.
-    The conditions, all other terms, get one weight from the gradients, shared out by
-    how much of each loss is left, relative to its mean :math:`\bar L_i` so far:
+    The anchor :math:`a` keeps the weight 1. The conditions, all other terms, get one
+    weight from the gradients, shared out by each loss over its mean so far:
 
     .. math::
 
@@ -43,24 +42,19 @@ def dual_balanced(
       \frac{I_i}{\sum_{j \ne a} I_j}, \qquad I_i = \frac{L_i}{\bar L_i}, \qquad
       \lambda_i \leftarrow \lambda_i + \frac1t \bigl( \hat\lambda_i - \lambda_i \bigr) .
 
-    Both means are those of all t steps, this one included (Welford).
-
     Args:
       num_terms: K, the number of terms.
       anchor: Index of the residual.
 
     Returns:
-      A transformation of updates whose every leaf is [K, \*p] to updates of the same
-      shapes and dtypes. ``update`` needs the extra argument ``losses`` and takes
-      ``present``, K booleans: an absent term keeps its means. A negative loss counts by
-      its magnitude. A term whose gradient is zero, or whose gradient or loss is not
-      finite, keeps its means and has no part in the sum; so do all while the anchor is
-      absent or such. No ratio counts for more than 1e30.
+      A transformation of updates, every leaf [K, \*p], to the same shapes and dtypes.
+      ``update`` needs ``losses``, of which the magnitudes count, and takes ``present``,
+      K booleans. A term whose gradient is zero, or that is not finite, has no part in a
+      step and keeps its means; all do while the anchor is absent or such.
 
     Raises:
-      TypeError: ``anchor`` is no index.
-      ValueError: It is out of range, ``losses`` are missing, or an update lacks the
-        leading term axis.
+      ValueError: ``anchor`` is out of range, ``losses`` are missing, or there is no
+        term axis.
 
     Source:
       Zhou, Chen, Yang and Png, "Dual-Balancing for Physics-Informed Neural Networks",

@@ -37,23 +37,19 @@ def inverse_dirichlet(
       \qquad \lambda_i \leftarrow \beta \lambda_i + (1 - \beta) \hat\lambda_i, \qquad
       g_i \leftarrow \lambda_i g_i ,
 
-    from :math:`\lambda_i = 1`. No weight falls below 1: the smaller gradients are
-    raised to the largest.
+    from :math:`\lambda_i = 1`: the smaller gradients are raised to the largest.
 
     Args:
       num_terms: K, the number of terms.
       decay: :math:`\beta`, in [0, 1).
 
     Returns:
-      A transformation of updates whose every leaf is [K, \*p] to updates of the same
-      shapes and dtypes. ``update`` takes the extra argument ``present``, K booleans: an
-      absent term keeps its average. The weight of a term whose gradient has no spread,
-      since it is zero or the same everywhere, stays as it was, and so do all weights if
-      a gradient is not finite. No ratio counts for more than 1e30.
+      A transformation of updates, every leaf [K, \*p], to the same shapes and dtypes.
+      ``update`` takes ``present``, K booleans. The weight of a term whose gradient has
+      no spread stays, and so do all weights if a gradient is not finite.
 
     Raises:
-      ValueError: A hyperparameter is out of range, or an update lacks the leading term
-        axis.
+      ValueError: A hyperparameter is out of range, or there is no term axis.
 
     Source:
       Maddu, Sturm, Müller and Sbalzarini, "Inverse Dirichlet Weighting Enables Reliable

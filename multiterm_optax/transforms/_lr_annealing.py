@@ -34,8 +34,7 @@ def lr_annealing(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Weighs the terms so that their gradients match the residual's (LR annealing).
 
-    The anchor, in the paper the residual of the equation, keeps the weight 1. With
-    maximum and mean over all parameters, and the old :math:`\lambda_i`,
+    The anchor :math:`a` keeps the weight 1; the others, with the old :math:`\lambda_i`,
 
     .. math::
 
@@ -46,29 +45,23 @@ def lr_annealing(
 
     Args:
       num_terms: K, the number of terms.
-      decay: :math:`\beta`, in [0, 1): the old weight's share, 0.9 in the authors' code.
-      statistic: ``"max"``: of the anchor's gradient, as above. ``"mean"``: its mean
-        absolute value, so that weights stay moderate.
+      decay: :math:`\beta`, in [0, 1): the old weight's share.
+      statistic: ``"mean"``: the mean of :math:`\lvert g_a \rvert`, not its maximum.
       anchor: Index of the residual.
       plain: Whether :math:`\lambda_i` is left out under the mean. With it, as printed,
-        constant gradients lead to the *root* of their ratio; without it to the ratio.
+        still gradients lead to the *root* of their ratio; without it to the ratio.
 
     Returns:
-      A transformation of updates whose every leaf is [K, \*p] to updates of the same
-      shapes and dtypes. ``update`` takes the extra argument ``present``, K booleans.
-      The weight of a term whose gradient is zero or not finite stays as it was, and all
-      do while the anchor is absent or its gradient is such. No ratio counts for more
-      than 1e30.
+      A transformation of updates, every leaf [K, \*p], to the same shapes and dtypes.
+      ``update`` takes ``present``, K booleans. The weight of a term whose gradient is
+      zero or not finite stays, and all do while the anchor is absent or such.
 
     Raises:
-      TypeError: ``anchor`` is no index.
-      ValueError: A hyperparameter is out of range, or an update lacks the leading term
-        axis.
+      ValueError: A hyperparameter is out of range, or there is no term axis.
 
     Source:
       Wang, Teng and Perdikaris, "Understanding and Mitigating Gradient Flow Pathologies
-      in Physics-Informed Neural Networks", SISC 2021, Alg. 1, with the decay of the
-      authors' code.
+      in Physics-Informed Neural Networks", SISC 2021, Alg. 1; decay of their code.
 
     Example:
       >>> import jax.numpy as jnp

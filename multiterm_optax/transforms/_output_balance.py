@@ -40,27 +40,24 @@ def output_balance(
 
       g_i \leftarrow R \, \frac{u_i}{\sum_j u_j} \, \frac{g_i}{n_i} .
 
-    The shares mean the same in any units of the losses. Made for gradients with respect
-    to the model's *output*, which one backward pass then takes to the parameters; it
-    works on gradients with respect to parameters alike.
+    Made for gradients with respect to the model's *output*, which one backward pass
+    then takes to the parameters; on gradients of parameters it works alike.
 
     Args:
       num_terms: K, the number of terms.
-      total_norm: :math:`R`, not negative, about the length of the sum if all agree.
+      total_norm: :math:`R`, not negative.
       weights: The shares :math:`u`, [K], not negative. ``None``: all 1.
       decay: The decay rate of the averages, in [0, 1).
       per_row: Whether a norm is the mean over the rows of the batch, the axis after
         that of the terms, of each row's own norm. Every leaf then is [K, rows, ...].
 
     Returns:
-      A transformation of updates whose every leaf is [K, \*p] to updates of the same
-      shapes and dtypes. ``update`` takes the extra argument ``present``, K booleans:
-      the shares are those of the present terms, and an absent one keeps its average. A
-      norm that is not finite leaves its average as it was.
+      A transformation of updates, every leaf [K, \*p], to the same shapes and dtypes.
+      ``update`` takes ``present``, K booleans: the shares are those of the present
+      terms. A norm that is not finite leaves its average as it was.
 
     Raises:
-      ValueError: A hyperparameter is out of range, ``weights`` lacks K values, an
-        update lacks the leading term axis, or, with ``per_row``, that of the rows.
+      ValueError: A hyperparameter is out of range, or an axis of terms or rows is missing.
 
     Source:
       Défossez, Copet, Synnaeve and Adi, "High Fidelity Neural Audio Compression", TMLR

@@ -18,33 +18,30 @@ def adaptive_weight(
 ) -> Weighting:
     r"""Brings one term's gradient to the size of the main one's, within a bound.
 
-    With the main term :math:`m` and the auxiliary one :math:`a`, such as the
-    reconstruction and the generator's adversarial loss,
+    With the main term :math:`m`, such as the reconstruction, and the auxiliary
+    :math:`a`, the generator's adversarial loss,
 
     .. math::
 
       w_a = \min\left( \frac{\lVert g_m \rVert}{\lVert g_a \rVert + e},
       w_{\max} \right), \qquad e = \epsilon \lVert g_m \rVert ,
 
-    and the weights of all other terms are 1. Nothing is averaged.
+    and all others have the weight 1.
 
     Args:
       main: Index of the term that sets the size.
       auxiliary: Index of the term that is brought to it.
       max: :math:`w_{\max}`, positive.
-      eps: :math:`\epsilon`, not negative. With the default, :math:`e` changes the
-        weight by at most a ten-thousandth.
-      absolute: Whether :math:`e = \epsilon`, as in the authors' code, where it is 1e-4.
-        The weight then depends on the scale of the losses.
+      eps: :math:`\epsilon`, not negative.
+      absolute: Whether :math:`e = \epsilon`: 1e-4 in the authors' code, at any scale.
 
     Returns:
-      A :class:`multiterm_optax.Weighting` that reads the gradients' norms and has no
-      state; weights [K]. If the main gradient is zero, the auxiliary weight is 0. If
-      the main term is absent, or a norm is not finite, it is 1.
+      A :class:`multiterm_optax.Weighting` that reads norms and has no state; weights
+      [K]. If the main gradient is zero, :math:`w_a = 0`; if the main term is absent, or
+      a norm is not finite, :math:`w_a = 1`.
 
     Raises:
-      TypeError: ``main`` or ``auxiliary`` is no index.
-      ValueError: They are equal or out of range, or so is a hyperparameter.
+      ValueError: A hyperparameter is out of range, or both terms are one.
 
     Source:
       Esser, Rombach and Ommer, "Taming Transformers for High-Resolution Image

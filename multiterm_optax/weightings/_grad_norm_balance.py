@@ -45,7 +45,7 @@ def grad_norm_balance(decay: Scalar = 0.9) -> Weighting:
 
     Source:
       Wang, Sankaran, Wang and Perdikaris, "An Expert's Guide to Training
-      Physics-informed Neural Networks", 2023, Alg. 1, step 5, and jaxpi, its code.
+      Physics-informed Neural Networks", 2023, Alg. 1, and jaxpi, its code.
 
     Example:
       >>> import jax.numpy as jnp

@@ -49,8 +49,8 @@ def ntk(decay: Scalar = 0.9) -> Weighting:
 
     Source:
       Wang, Yu and Perdikaris, "When and Why PINNs Fail to Train: A Neural Tangent
-      Kernel Perspective", JCP 2022, Alg. 1, with the mean over the terms and the
-      moving average of jaxpi (Wang et al., 2023, Eq. 4.2).
+      Kernel Perspective", JCP 2022, Alg. 1, with the means and the moving average of
+      jaxpi (Wang, Sankaran, Wang and Perdikaris, 2023).
 
     Example:
       >>> import jax.numpy as jnp
