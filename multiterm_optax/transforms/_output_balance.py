@@ -57,7 +57,7 @@ def output_balance(
       terms. A norm that is not finite leaves its average as it was.
 
     Raises:
-      ValueError: A hyperparameter is out of range, or an axis of terms or rows is missing.
+      ValueError: A hyperparameter is out of range, or an axis is missing.
 
     Source:
       Défossez, Copet, Synnaeve and Adi, "High Fidelity Neural Audio Compression", TMLR
