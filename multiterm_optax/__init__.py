@@ -10,6 +10,8 @@ follow that flow.
 from multiterm_optax._version import __version__ as __version__
 
 # losses_fn -> losses, per-term gradients; or weights first, then one gradient
+from multiterm_optax.gradients import ntk_traces as ntk_traces
+from multiterm_optax.gradients import residual_attention as residual_attention
 from multiterm_optax.gradients import stack_terms as stack_terms
 from multiterm_optax.gradients import term_grads as term_grads
 from multiterm_optax.gradients import value_and_row_grads as value_and_row_grads
@@ -18,6 +20,7 @@ from multiterm_optax.gradients import value_and_weighted_grad as value_and_weigh
 
 # (gramian, losses) -> weights
 from multiterm_optax.weightings import Weighting as Weighting
+from multiterm_optax.weightings import adaptive_weight as adaptive_weight
 from multiterm_optax.weightings import by_loss as by_loss
 from multiterm_optax.weightings import by_norm as by_norm
 from multiterm_optax.weightings import cagrad as cagrad
@@ -27,10 +30,12 @@ from multiterm_optax.weightings import dual_proj as dual_proj
 from multiterm_optax.weightings import dwa as dwa
 from multiterm_optax.weightings import equal as equal
 from multiterm_optax.weightings import frozen as frozen
+from multiterm_optax.weightings import grad_norm_balance as grad_norm_balance
 from multiterm_optax.weightings import gradnorm as gradnorm
 from multiterm_optax.weightings import inexact_mgda as inexact_mgda
 from multiterm_optax.weightings import lbtw as lbtw
 from multiterm_optax.weightings import mgda as mgda
+from multiterm_optax.weightings import ntk as ntk
 from multiterm_optax.weightings import pcgrad as pcgrad
 from multiterm_optax.weightings import softadapt as softadapt
 from multiterm_optax.weightings import uncertainty as uncertainty
@@ -38,6 +43,10 @@ from multiterm_optax.weightings import upgrad as upgrad
 
 # K -> K
 from multiterm_optax.transforms import balance_by_norm as balance_by_norm
+from multiterm_optax.transforms import dual_balanced as dual_balanced
+from multiterm_optax.transforms import inverse_dirichlet as inverse_dirichlet
+from multiterm_optax.transforms import lr_annealing as lr_annealing
+from multiterm_optax.transforms import output_balance as output_balance
 from multiterm_optax.transforms import per_term as per_term
 from multiterm_optax.transforms import reweight as reweight
 

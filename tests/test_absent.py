@@ -18,11 +18,13 @@ from multiterm_optax import (
     adaptive_mgda,
     adatask_adam,
     balance_by_norm,
+    dual_balanced,
     equal,
     grad_drop,
     inexact_mgda,
     ladatask_rmsprop,
     lbtw,
+    lr_annealing,
     metabalance,
     metrics,
     mgda,
@@ -62,6 +64,12 @@ VARIANTS = {
     "scale_by_max_adam, own, amsgrad": lambda k: scale_by_max_adam(
         k, reduction="own", amsgrad=True
     ),
+    # The anchor is one of the present terms.
+    "lr_annealing": lambda k: lr_annealing(k, anchor=k - 1),
+    "lr_annealing, mean, plain": lambda k: lr_annealing(
+        k, statistic="mean", anchor=k - 1, plain=True
+    ),
+    "dual_balanced": lambda k: dual_balanced(k, anchor=k - 1),
     # One that remembers the losses, and one that skips steps.
     "weighted": lambda k: weighted(lbtw(), adam(), k),
     "weighted, inexact_mgda": lambda k: weighted(inexact_mgda(0.01), adam(), k),

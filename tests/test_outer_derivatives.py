@@ -42,6 +42,9 @@ SMOOTH = {
 WEIGHTED = {
     "balance_by_norm": lambda: mt.balance_by_norm(K, groups="global"),
     "metabalance": lambda: mt.metabalance(optax.sgd(-1.0), K, groups="global"),
+    "lr_annealing": lambda: mt.lr_annealing(K),
+    "inverse_dirichlet": lambda: mt.inverse_dirichlet(K),
+    "output_balance": lambda: mt.output_balance(K),
     "mgda": lambda: mt.weighted(mt.mgda(), optax.sgd(-1.0), K),
     "upgrad": lambda: mt.weighted(mt.upgrad(), optax.sgd(-1.0), K),
     "cagrad": lambda: mt.weighted(mt.cagrad(), optax.sgd(-1.0), K),

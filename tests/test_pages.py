@@ -111,6 +111,25 @@ def test_master_copies_take_steps_that_bfloat16_loses(names):
     np.testing.assert_array_equal(params.astype(jnp.float32), 1.0)
 
 
+def test_weights_of_points_train_and_follow_the_residuals(names):
+    found = names("self_adaptive_points")
+    exact = np.sin(2 * np.pi * found["points"])
+    for net in (found["self_adaptive"]["net"], found["attended"]):
+        solution = jax.vmap(found["u"], (None, 0))(net, found["points"])
+        assert np.sqrt(np.mean((solution - exact) ** 2)) < 0.1
+    climbed = found["self_adaptive"]["points"]
+    assert min(np.min(weights) for weights in climbed.values()) > 1
+    weights = found["attention_state"].weights
+    assert 0 < np.min(weights) < 0.5 * np.max(weights) < 5
+
+
+def test_popart_learns_both_scales_and_the_policy_serves_both_rewards(names):
+    found = names("popart_and_rewards")
+    assert np.max(found["errors"]) < 1e-4
+    best = found["rewards"].max(axis=1)
+    np.testing.assert_array_less(0.65 * best, found["rewards"] @ found["shares"])
+
+
 def test_sweep_with_balanced_weights_as_its_note_says(names):
     """``mtadam(weights=...)`` with traced weights, under vmap."""
     losses_fn = names("pareto_sweep")["losses_fn"]

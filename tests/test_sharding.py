@@ -335,6 +335,8 @@ def mixing():
 
 STAGES = {
     "balance_by_norm": lambda: mt.balance_by_norm(DEVICES),
+    "inverse_dirichlet": lambda: mt.inverse_dirichlet(DEVICES),
+    "output_balance": lambda: mt.output_balance(DEVICES),
     "reweight mgda": lambda: mt.reweight(mt.mgda(), DEVICES),
     "reweight softadapt": lambda: mt.reweight(mt.softadapt(), DEVICES),
     "reweight mixing": lambda: mt.reweight(mixing(), DEVICES),

@@ -107,6 +107,11 @@ def row_grads(reduction, passes):
     return step
 
 
+def attended(params):
+    attention = mt.residual_attention()
+    return attention.update(jnp.sum(params["w"], axis=1), attention.init(2))
+
+
 GRADIENTS = {
     "value_and_term_grads": mt.value_and_term_grads(losses_fn),
     "term_grads": mt.term_grads(losses_fn),
@@ -115,6 +120,9 @@ GRADIENTS = {
     "value_and_weighted_grad, gramian": weighted_grad(mt.mgda()),
     "value_and_row_grads": row_grads("mean", None),
     "value_and_row_grads, vmap": row_grads("sum", "vmap"),
+    "ntk_traces": mt.ntk_traces(losses_fn),
+    "ntk_traces, in batches": mt.ntk_traces(losses_fn, batch_size=2),
+    "residual_attention": attended,
     "metrics.norms": lambda params: mt.metrics.norms(GRADS),
     "metrics.cosines": lambda params: mt.metrics.cosines(GRADS),
     "metrics.conflicts": lambda params: mt.metrics.conflicts(GRADS),

@@ -86,6 +86,27 @@ def before_adatask(make: Callable[[Setting], mt.Weighting]) -> Method:
     return per_term(chain)
 
 
+def before_adam(make: Callable[[Setting], Any]) -> Method:
+    """A K -> K stage, then Adam on the sum."""
+    return per_term(
+        lambda s: mt.chain(make(s), mt.sum_terms(), optax.adam(s.rate)),
+    )
+
+
+def ntk_of_losses(losses_fn, setting):
+    """The problems have losses and no residuals: each loss is one row."""
+    tx = mt.weighted(mt.ntk(), optax.adam(setting.rate), setting.num_terms)
+    value_and_grads = mt.value_and_term_grads(losses_fn)
+
+    def step(params, state, batch):
+        _, grads = value_and_grads(params, batch)
+        traces = jnp.square(mt.metrics.norms(grads))
+        updates, state = tx.update(grads, state, params, traces=traces)
+        return optax.apply_updates(params, updates), state
+
+    return tx.init, step
+
+
 def scaled_by_norm(s: Setting) -> optax.GradientTransformationExtraArgs:
     """Norms of the whole gradients, averaged as slowly as `by_loss` averages losses."""
     return mt.balance_by_norm(s.num_terms, 0.999, groups="global")
@@ -182,6 +203,14 @@ METHODS: dict[str, Method] = {
     ),
     "dwa": weights_first(lambda s: mt.dwa(steps_per_epoch=s.epoch)),
     "lbtw": weights_first(lambda s: mt.lbtw()),
+    "lr_annealing": before_adam(lambda s: mt.lr_annealing(s.num_terms)),
+    "lr_annealing, plain mean": before_adam(
+        lambda s: mt.lr_annealing(s.num_terms, statistic="mean", plain=True)
+    ),
+    "inverse_dirichlet": before_adam(lambda s: mt.inverse_dirichlet(s.num_terms)),
+    "dual_balanced": before_adam(lambda s: mt.dual_balanced(s.num_terms)),
+    "output_balance": before_adam(lambda s: mt.output_balance(s.num_terms)),
+    "ntk": ntk_of_losses,
 }
 
 

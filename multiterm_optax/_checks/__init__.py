@@ -25,6 +25,7 @@ from multiterm_optax._checks._updates import floating as floating
 from multiterm_optax._checks._updates import losses as losses
 from multiterm_optax._checks._updates import present as present
 from multiterm_optax._checks._updates import present_in as present_in
+from multiterm_optax._checks._updates import real as real
 from multiterm_optax._checks._updates import shapes_kept as shapes_kept
 from multiterm_optax._checks._updates import term_axis as term_axis
 from multiterm_optax._checks._updates import term_axis_removed as term_axis_removed

@@ -6,6 +6,16 @@ axis, in the order of ``jax.tree.leaves(losses)``. Alternatively the weights are
 first, and the result is the gradient of the weighted sum, ``[*p]``.
 """
 
+from multiterm_optax.gradients._ntk_traces import ntk_traces as ntk_traces
+from multiterm_optax.gradients._residual_attention import (
+    ResidualAttention as ResidualAttention,
+)
+from multiterm_optax.gradients._residual_attention import (
+    ResidualAttentionState as ResidualAttentionState,
+)
+from multiterm_optax.gradients._residual_attention import (
+    residual_attention as residual_attention,
+)
 from multiterm_optax.gradients._row_grads import (
     value_and_row_grads as value_and_row_grads,
 )

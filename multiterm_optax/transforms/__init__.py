@@ -9,6 +9,24 @@ from multiterm_optax._reweighting import BalanceByNormState as BalanceByNormStat
 from multiterm_optax.transforms._balance_by_norm import (
     balance_by_norm as balance_by_norm,
 )
+from multiterm_optax.transforms._dual_balanced import (
+    DualBalancedState as DualBalancedState,
+)
+from multiterm_optax.transforms._dual_balanced import dual_balanced as dual_balanced
+from multiterm_optax.transforms._inverse_dirichlet import (
+    InverseDirichletState as InverseDirichletState,
+)
+from multiterm_optax.transforms._inverse_dirichlet import (
+    inverse_dirichlet as inverse_dirichlet,
+)
+from multiterm_optax.transforms._lr_annealing import (
+    LRAnnealingState as LRAnnealingState,
+)
+from multiterm_optax.transforms._lr_annealing import lr_annealing as lr_annealing
+from multiterm_optax.transforms._output_balance import (
+    OutputBalanceState as OutputBalanceState,
+)
+from multiterm_optax.transforms._output_balance import output_balance as output_balance
 from multiterm_optax.transforms._per_term import per_term as per_term
 from multiterm_optax.transforms._reweight import ReweightState as ReweightState
 from multiterm_optax.transforms._reweight import reweight as reweight

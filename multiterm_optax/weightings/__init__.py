@@ -8,6 +8,9 @@ without them, and their part of the state stays as it was.
 """
 
 from multiterm_optax._weighting import Weighting as Weighting
+from multiterm_optax.weightings._adaptive_weight import (
+    adaptive_weight as adaptive_weight,
+)
 from multiterm_optax.weightings._by_loss import ByLossState as ByLossState
 from multiterm_optax.weightings._by_loss import by_loss as by_loss
 from multiterm_optax.weightings._by_norm import ByNormState as ByNormState
@@ -26,6 +29,12 @@ from multiterm_optax.weightings._dwa import DWAState as DWAState
 from multiterm_optax.weightings._dwa import dwa as dwa
 from multiterm_optax.weightings._frozen import FrozenState as FrozenState
 from multiterm_optax.weightings._frozen import frozen as frozen
+from multiterm_optax.weightings._grad_norm_balance import (
+    GradNormBalanceState as GradNormBalanceState,
+)
+from multiterm_optax.weightings._grad_norm_balance import (
+    grad_norm_balance as grad_norm_balance,
+)
 from multiterm_optax.weightings._gradnorm import GradNormState as GradNormState
 from multiterm_optax.weightings._gradnorm import gradnorm as gradnorm
 from multiterm_optax.weightings._inexact_mgda import (
@@ -36,6 +45,8 @@ from multiterm_optax.weightings._lbtw import LBTWState as LBTWState
 from multiterm_optax.weightings._lbtw import lbtw as lbtw
 from multiterm_optax.weightings._mgda import MGDAState as MGDAState
 from multiterm_optax.weightings._mgda import mgda as mgda
+from multiterm_optax.weightings._ntk import NTKState as NTKState
+from multiterm_optax.weightings._ntk import ntk as ntk
 from multiterm_optax.weightings._pcgrad import PCGradState as PCGradState
 from multiterm_optax.weightings._pcgrad import pcgrad as pcgrad
 from multiterm_optax.weightings._softadapt import SoftAdaptState as SoftAdaptState

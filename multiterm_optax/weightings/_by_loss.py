@@ -1,14 +1,12 @@
 """Loss balancing: every term counts by how much of its loss a step takes away."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.core import Tracer
 
-from multiterm_optax import _checks, _weighting
+from multiterm_optax import _averages, _checks, _weighting
 from multiterm_optax._typing import Scalar, Weights
 from multiterm_optax._weighting import Problem, Weighting
 from multiterm_optax.weightings import _sizes
@@ -81,21 +79,11 @@ def by_loss(decay: Scalar = 0.999) -> Weighting:
         seen = jnp.asarray(optax.safe_increment(state.seen))
         seen = jnp.where(counted, seen, state.seen)
         sizes = jnp.where(counted, jnp.abs(problem.losses), 0)
-        moved = state.means + _share(decay, seen) * (sizes - state.means)
+        share = _averages.newest_share(decay, seen)
+        moved = state.means + share * (sizes - state.means)
         means = jnp.where(counted, moved, state.means).astype(state.means.dtype)
         return _sizes.inverse(problem, means), ByLossState(means, seen)
 
     return _weighting.method(
         name, init, find, reads_losses=True, by_term=("means", "seen")
     )
-
-
-def _share(decay: Any, seen: jax.Array) -> jax.Array:
-    """The newest loss's share in its average, ``(1 - decay) / (1 - decay**seen)``."""
-    if isinstance(decay, Tracer):
-        rate = jnp.log(decay)
-    else:
-        with np.errstate(divide="ignore"):
-            rate = float(np.log(np.float64(decay)))
-    steps = jnp.maximum(seen, 1).astype(jnp.result_type(float))
-    return jnp.expm1(rate) / jnp.expm1(steps * rate)
