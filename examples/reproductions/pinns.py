@@ -197,7 +197,7 @@ def main():
     args = arguments(__doc__, seeds=3)
     steps, seeds, methods = 5000, args.seeds, METHODS
     problems = {name: make() for name, make in PROBLEMS.items()}
-    if args.fast:
+    if args.short:
         steps, seeds = 40, 1
         methods = {name: METHODS[name] for name in (SUM, "MTAdam")}
         small = partial(init_params, width=4, depth=1)
