@@ -36,7 +36,7 @@ def names():
         for name in names()
     ],
 )
-def test_fast_mode(name, tmp_path):
+def test_short_run(name, tmp_path):
     run(name, tmp_path, "--short")
     saved = {path.name for path in tmp_path.iterdir()}
     assert saved == {f"{name}-short{end}" for end in (".md", ".json", ".png")}

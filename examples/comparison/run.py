@@ -2,7 +2,7 @@
 
     python examples/comparison/run.py --workers 16    # all: half a day on one core
     python examples/comparison/run.py --defaults      # the default, its rivals
-    python examples/comparison/run.py --short     # seconds: does it run?
+    python examples/comparison/run.py --short         # seconds: does it run?
     python examples/comparison/run.py --draw docs/data/comparison.json
 
 The protocol is the same for all. A method trains at each of five learning rates with
