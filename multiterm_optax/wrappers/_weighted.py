@@ -28,29 +28,29 @@ class WeightedState(NamedTuple):
 def weighted(
     weighting: Weighting, inner: optax.GradientTransformation, num_terms: int
 ) -> optax.GradientTransformationExtraArgs:
-    r"""An ordinary optimizer on the weighted sum of the terms' gradients.
+    r"""Applies an ordinary optimizer to the weighted sum of the terms' gradients.
 
     .. math:: u = \mathrm{inner}\Bigl(\sum_i w_i g_i\Bigr)
 
     If the weighting asks for the step to be skipped (by ``ready`` in its state, as
-    :func:`multiterm_optax.inexact_mgda` does), the updates are zero and ``inner``'s
-    whole state stays unchanged.
+    :func:`multiterm_optax.inexact_mgda` does), the updates are zero and the whole state
+    of ``inner`` stays unchanged.
 
     Args:
-      weighting: What finds the weights, such as :func:`multiterm_optax.mgda`.
+      weighting: A weighting, such as :func:`multiterm_optax.mgda`.
       inner: The optimizer, with its learning rate, such as ``optax.adam(1e-3)``.
       num_terms: K, the number of terms.
 
     Returns:
       An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. The
       extra arguments ``losses`` and ``present`` (K booleans; see
-      :func:`multiterm_optax.reweight`) go to the weighting only, all others to
-      ``inner``, too. To an ``inner`` that asks for them, ``grad`` and, where losses are
-      given, ``value`` are those of the weighted sum, unless you pass your own. If all
-      terms are absent, ``inner`` sees a zero gradient.
+      :func:`multiterm_optax.reweight`) go only to the weighting, and all others also to
+      ``inner``. If ``inner`` takes ``grad`` and ``value``, it gets those of the
+      weighted sum (``value`` only if losses are given), unless you pass your own. If
+      all terms are absent, ``inner`` sees a zero gradient.
 
     Raises:
-      TypeError: ``weighting`` or ``inner`` is something else.
+      TypeError: ``weighting`` is not a weighting, or ``inner`` not a transformation.
       ValueError: ``losses`` is missing or does not have K values, or an update lacks
         the leading term axis.
 
@@ -86,7 +86,7 @@ def weighted(
         total = jax.tree.map(partial(_terms.weighted_sum, weights), step.updates)
         outer_state = ReweightState(weights.astype(jnp.result_type(float)), found)
 
-        # Only here the loss is known whose gradient the inner optimizer gets.
+        # Only here is the loss known whose gradient the inner optimizer gets.
         extra_args = {"grad": total}
         if losses is not None:
             extra_args["value"] = _terms.weighted_sum(weights, losses)
