@@ -230,7 +230,7 @@ def main():
         columns += [name, "rate, weight"]
     table = show(
         f"Relative L2 error after {steps} steps, {seeds} seeds",
-        [*columns, "ms a step"],
+        [*columns, "ms per step"],
         rows,
     )
     save(args, "pinns", draw(results), [table], results)
