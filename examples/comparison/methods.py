@@ -182,6 +182,14 @@ METHODS: dict[str, Method] = {
     ),
     "dwa": weights_first(lambda s: mt.dwa(steps_per_epoch=s.epoch)),
     "lbtw": weights_first(lambda s: mt.lbtw()),
+    "imtl_l": weights_first(lambda s: mt.imtl_l(optax.adam(s.rate))),
+    "relobralo": weights_first(lambda s: mt.relobralo(s.key)),
+    # Of losses between 0.01 and 10, as most are here.
+    "soft_uncertainty": weights_first(lambda s: mt.soft_uncertainty(20.0)),
+    # All losses but the first are brought below 0.1, where they begin near 1.
+    "lagrangian": weights_first(
+        lambda s: mt.lagrangian(jnp.full(s.num_terms - 1, 0.1), s.rate)
+    ),
 }
 
 

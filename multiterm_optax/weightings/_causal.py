@@ -34,7 +34,7 @@ def causal(tol: Scalar = 1.0) -> Weighting:
 
     Source:
       Wang, Sankaran and Perdikaris, "Respecting causality is all you need for training
-      physics-informed neural networks", 2022, Eq. 2.13 to 2.15.
+      physics-informed neural networks", 2022.
 
     Example:
       >>> import jax.numpy as jnp

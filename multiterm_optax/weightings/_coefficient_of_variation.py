@@ -17,13 +17,13 @@ class CoefficientOfVariationState(NamedTuple):
 
     Attributes:
       mean_loss: Running means of the losses' magnitudes [K].
-      mean_ratio: Running means of the ratios [K].
+      mean_change: Running means of the ratios less 1 [K].
       deviation: Running standard deviations of the ratios [K].
       seen: Number of losses seen so far of each term [K], int32.
     """
 
     mean_loss: jax.Array
-    mean_ratio: jax.Array
+    mean_change: jax.Array
     deviation: jax.Array
     seen: jax.Array
 
@@ -56,7 +56,7 @@ def coefficient_of_variation() -> Weighting:
 
     Source:
       Groenendijk, Karaoglu, Gevers and Mensink, "Multi-Loss Weighting with Coefficient
-      of Variations", WACV 2021, 3.2, Eq. 3 to 7.
+      of Variations", WACV 2021.
 
     Example:
       >>> import jax.numpy as jnp
@@ -81,22 +81,23 @@ def coefficient_of_variation() -> Weighting:
         sizes = jnp.where(finite, jnp.abs(problem.losses), 0)
         seen = jnp.asarray(optax.safe_increment(state.seen))
         share = 1 / seen.astype(sizes.dtype)
-        # Welford's updates. The deviation itself is kept, whose square may overflow.
-        ratios = _losses.ratio(sizes, state.mean_loss)
-        gap = ratios - state.mean_ratio
+        # Welford's updates, of the ratios less 1, to keep the digits of small changes,
+        # and of the deviation itself, since its square may overflow.
+        mean = jnp.where(state.mean_loss > 0, state.mean_loss, sizes)
+        change = (sizes - mean) / jnp.where(mean > 0, mean, 1)
+        gap = _losses.bounded(change) - state.mean_change
         spread = jnp.hypot(state.deviation, jnp.sqrt(share) * jnp.abs(gap))
         new = CoefficientOfVariationState(
             mean_loss=state.mean_loss + share * (sizes - state.mean_loss),
-            mean_ratio=state.mean_ratio + share * gap,
+            mean_change=state.mean_change + share * gap,
             deviation=jnp.sqrt(1 - share) * spread,
             seen=seen,
         )
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
 
-        varied = jnp.where(new.mean_ratio > 0, new.mean_ratio, 1)
         known = problem.only_present(new.seen >= 2)
         some = jnp.sum(known.astype(sizes.dtype)) / problem.num_present
-        coefficients = jnp.where(known, new.deviation / varied, 0)
+        coefficients = jnp.where(known, new.deviation / (1 + new.mean_change), 0)
         among = problem._replace(present=known)
         shares = some * _losses.summing_to(among, coefficients, 1.0)
         weights = jnp.where(known, shares, problem.equal_shares(sizes.dtype))

@@ -63,8 +63,8 @@ def excess(learning_rate: Scalar = 0.01, floor: Any = None) -> Weighting:
 
     Source:
       The rule and ``learning_rate``: He et al., "Robust Multi-Task Learning with Excess
-      Risks", ICML 2024, Alg. 1, and its code. The excess over a reference model's loss:
-      Xie et al., "DoReMi", NeurIPS 2023, Alg. 1.
+      Risks", ICML 2024, and its code. The excess over a reference model's loss: Xie et
+      al., "DoReMi", NeurIPS 2023.
 
     Example:
       >>> import jax.numpy as jnp

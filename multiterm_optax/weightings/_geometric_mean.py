@@ -29,7 +29,7 @@ def geometric_mean() -> Weighting:
 
     Source:
       Chennupati et al., "MultiNet++: Multi-Stream Feature Aggregation and Geometric
-      Loss Strategy for Multi-Task Learning", CVPR workshops, 2019, Eq. 3.
+      Loss Strategy for Multi-Task Learning", CVPR workshops, 2019.
 
     Example:
       >>> import jax.numpy as jnp

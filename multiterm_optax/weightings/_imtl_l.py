@@ -48,8 +48,8 @@ def imtl_l(learning: optax.GradientTransformation) -> Weighting:
       ValueError: Losses are missing.
 
     Source:
-      Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021, 3.2 (loss
-      balance) and Alg. 1.
+      Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021: its balance of
+      the losses, IMTL-L.
 
     Example:
       >>> import jax.numpy as jnp, optax

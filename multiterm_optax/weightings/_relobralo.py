@@ -66,7 +66,7 @@ def relobralo(
 
     Source:
       Bischof and Kraus, "Multi-Objective Loss Balancing for Physics-Informed Deep
-      Learning", 2021, Eq. 9 to 11.
+      Learning", 2021.
 
     Example:
       >>> import jax, jax.numpy as jnp

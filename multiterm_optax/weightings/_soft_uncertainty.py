@@ -32,7 +32,7 @@ def soft_uncertainty(temperature: Scalar) -> Weighting:
 
     Source:
       Kirchdorfer et al., "Analytical Uncertainty-Based Loss Weighting in Multi-Task
-      Learning", GCPR 2024, Eq. 6.
+      Learning", GCPR 2024: UW-SO.
 
     Example:
       >>> import jax.numpy as jnp

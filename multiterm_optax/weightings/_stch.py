@@ -48,7 +48,7 @@ def stch(mu: Scalar = 1.0, preference: Any = None, nadir: Any = None) -> Weighti
 
     Source:
       Lin et al., "Smooth Tchebycheff Scalarization for Multi-Objective Optimization",
-      ICML 2024, Eq. 9; the logarithm: the authors' multi-task code.
+      ICML 2024; the logarithm: the authors' multi-task code.
 
     Example:
       >>> import jax.numpy as jnp
