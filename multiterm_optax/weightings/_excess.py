@@ -37,13 +37,8 @@ def excess(learning_rate: Scalar = 0.01, floor: Any = None) -> Weighting:
       e_i = \frac{L_i - b_i}{L_i(0) - b_i} \text{ clipped to } [0, 1],
 
     from equal weights on, where :math:`b_i` is the lowest value that the loss can have,
-    ``floor``, or the lowest so far. 1 is the first loss and 0 the lowest, in whatever
-    units, so that terms with much left to gain, or that have lost what they had, gain
-    weight: it keeps growing while they are behind.
-
-    This is ExcessMTL's rule with an excess that is read off the losses. ExcessMTL
-    itself estimates it from the gradients, each element's over the root of the sum of
-    its squares, and so needs one copy of the parameters for each term.
+    ``floor``, or the lowest so far. This is ExcessMTL's rule with an excess that is
+    read off the losses; ExcessMTL itself estimates it from the gradients.
 
     Args:
       learning_rate: :math:`\eta`.
@@ -53,18 +48,15 @@ def excess(learning_rate: Scalar = 0.01, floor: Any = None) -> Weighting:
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the losses only; the weights [K]
-      sum to K, the number of present terms. State: 3 K numbers and K counts. Negative
-      losses are losses like any other. A loss that is not finite moves no weight.
+      sum to K, the number of present terms. Negative losses are losses like any other.
+      A loss that is not finite moves no weight.
 
     Raises:
-      TypeError: ``floor`` are not numbers.
-      ValueError: ``floor`` is not of K finite numbers, ``learning_rate`` is not finite,
-        or losses are missing.
+      ValueError: ``floor`` are not K finite numbers, or losses are missing.
 
     Source:
-      The rule and ``learning_rate``: He et al., "Robust Multi-Task Learning with Excess
-      Risks", ICML 2024, and its code. The excess over a reference model's loss: Xie et
-      al., "DoReMi", NeurIPS 2023.
+      The rule and its rate: He et al., "Robust Multi-Task Learning with Excess Risks",
+      ICML 2024. Excess over a reference's loss: Xie et al., "DoReMi", NeurIPS 2023.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,4 +1,3 @@
-# Longer than most: Adam's step on the logits, which counts each term's own steps.
 """FAMO: weights that bring the losses down at one rate, without their gradients."""
 
 import math
@@ -41,45 +40,38 @@ def famo(learning_rate: Scalar = 0.025, weight_decay: Scalar = 0.001) -> Weighti
 
       w_i = \frac{z_i / L_i}{\sum_j z_j / L_j}, \qquad z = \operatorname{softmax}(\xi)
 
-    After a step that brought the losses from :math:`L` to :math:`L'`, the logits
-    :math:`\xi` descend along
+    After a step from :math:`L` to :math:`L'`, the logits :math:`\xi` descend, by Adam,
 
     .. math::
 
       \left( \frac{\partial z}{\partial \xi} \right)^\top \delta + \gamma \xi,
-      \qquad \delta_i = \log L_i - \log L_i',
+      \qquad \delta_i = \log L_i - \log L_i' .
 
-    by Adam: terms whose loss fell the most step back. They start at 0. No losses after
-    the step are known within it, so they are moved in the next: :math:`L'` is the extra
-    argument ``losses_after`` of ``update``, the losses of the *last* step's batch at
-    the parameters *after* that step. If it is not passed, ``losses`` stand for it.
+    That is done in the next step: :math:`L'` is the extra argument ``losses_after``
+    of ``update``, the losses of the *last* batch *after* that step, or else ``losses``.
 
     Args:
       learning_rate: Adam's, for the logits.
       weight_decay: :math:`\gamma`, the L2 penalty on the logits.
 
     Returns:
-      A :class:`multiterm_optax.Weighting` that reads the losses only; the weights [K]
-      sum to 1. A negative loss counts by its magnitude. A loss that is zero or not
-      finite has the weight 0 and moves no logit.
+      A :class:`multiterm_optax.Weighting` that reads the losses only; weights [K], sum
+      1. Losses count by magnitude; zero or not finite: weight 0, and no logit moves.
 
     Raises:
-      ValueError: A hyperparameter is out of range, or losses are missing.
+      ValueError: A hyperparameter is not finite, or losses are missing.
 
     Source:
-      Liu, Feng, Stone and Liu, "FAMO: Fast Adaptive Multitask Optimization", NeurIPS
-      2023, Alg. 1; ``weight_decay`` from its experiments.
+      Liu et al., "FAMO: Fast Adaptive Multitask Optimization", NeurIPS 2023, Alg. 1.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from multiterm_optax import famo
       >>> weighting = famo()
       >>> state = weighting.init(2)
-      >>> weights, state = weighting.update(None, state, losses=jnp.array([1.0, 4.0]))
-      >>> weights.tolist()
-      [0.800000011920929, 0.20000000298023224]
-      >>> weights, state = weighting.update(None, state, losses=jnp.array([1.0, 3.0]))
-      >>> [round(float(z), 3) for z in state.logits]  # the second loss has fallen
+      >>> for losses in ([1.0, 4.0], [1.0, 3.0]):  # the second has fallen
+      ...     weights, state = weighting.update(None, state, losses=jnp.array(losses))
+      >>> [round(float(z), 3) for z in state.logits]
       [0.025, -0.025]
     """
     name = "famo"

@@ -33,57 +33,43 @@ def lagrangian(
 ) -> Weighting:
     r"""Minimises term 0 subject to :math:`L_k \le c_k` for all others.
 
-    With the violations :math:`e_k = L_k - c_k`, of either sign, the weights are the
-    derivatives of the augmented Lagrangian
-    :math:`L_0 + \sum_k \lambda_k e_k + \frac{\rho}{2} \max(0, e_k)^2`,
+    With the violations :math:`e_k = L_k - c_k`, of either sign, the weights are
 
     .. math:: w_0 = 1, \qquad w_k = \lambda_k + \rho \max(0, e_k),
 
-    and the multipliers ascend, by an integral and a proportional part,
+    with the multipliers that the last step has left; they ascend, from 0, by
 
     .. math::
 
-      \lambda_k \leftarrow \max \bigl( 0, \lambda_k + \eta (e_k + \kappa_P
-        (\xi_k - \xi_k^\text{before})) \bigr), \qquad
-      \xi_k = \nu \xi_k^\text{before} + (1 - \nu) e_k .
-
-    They start at 0, as :math:`\xi` does; each step uses those that the one before it
-    has left. A multiplier grows until its constraint holds, and goes back to 0 where it
-    holds by itself.
+      \xi_k \leftarrow \nu \xi_k + (1 - \nu) e_k, \qquad \lambda_k \leftarrow
+      \max(0, \lambda_k + \eta (e_k + \kappa_P \, \Delta \xi_k)) .
 
     Args:
       targets: The levels :math:`c_1, \dots, c_{K-1}`, in the order of the terms: K - 1
         numbers, of either sign. Or K, like the losses, of which the first is not read.
       learning_rate: :math:`\eta`.
-      kp: :math:`\kappa_P`, not negative. Above 0 it damps the oscillations of the
-        multipliers and the parameters.
-      nu: :math:`\nu`, in [0, 1): the decay rate of the average of the violations.
-      rho: :math:`\rho`, not negative. 0: the plain Lagrangian.
+      kp: :math:`\kappa_P`, not negative: the proportional part, which damps.
+      nu: :math:`\nu`, in [0, 1): the decay rate of the violations' average.
+      rho: :math:`\rho`, not negative: the augmented Lagrangian's. 0: the plain one.
 
     Returns:
-      A :class:`multiterm_optax.Weighting` that reads the losses only; weights [K], not
-      negative and not normalised. Negative losses are losses like any other. A loss
-      that is not finite leaves its multiplier as it was.
+      A :class:`multiterm_optax.Weighting` that reads the losses only; weights [K]. A
+      loss that is not finite leaves its multiplier as it was.
 
     Raises:
-      ValueError: ``targets`` are not K - 1 or K finite numbers, a hyperparameter is out
-        of range, or losses are missing.
+      ValueError: A hyperparameter is out of range, or losses are missing.
 
     Source:
-      Sohrabi et al., "On PI Controllers for Updating Lagrange Multipliers in
-      Constrained Optimization", ICML 2024, Alg. 1.
+      Sohrabi et al., "On PI Controllers for Updating Lagrange Multipliers", ICML 2024.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from multiterm_optax import lagrangian
       >>> weighting = lagrangian([0.5], learning_rate=0.1)
-      >>> state = weighting.init(2)
-      >>> for _ in range(3):  # the constraint is violated by 1 in each step
-      ...     weights, state = weighting.update(
-      ...         None, state, losses=jnp.array([3.0, 1.5])
-      ...     )
-      >>> [round(float(w), 3) for w in weights]
-      [1.0, 0.2]
+      >>> losses = jnp.array([3.0, 1.5])  # the constraint is violated by 1
+      >>> _, state = weighting.update(None, weighting.init(2), losses=losses)
+      >>> [round(float(m), 3) for m in state.multipliers]
+      [1.0, 0.1]
     """
     name = "lagrangian"
     _checks.in_range(

@@ -44,9 +44,8 @@ def relobralo(
         + (1 - \alpha) b(t; t-1) \\
       b_i(t; s) &= K \frac{e^{L_i(t) / T L_i(s)}}{\sum_j e^{L_j(t) / T L_j(s)}}
 
-    A term whose loss has fallen less has more weight. :math:`\rho_t` is 1 or 0, drawn
-    anew in each step, for all terms together: with 0 the weights forget their past and
-    look back to the first step. :math:`w = \lambda`, and :math:`\lambda(0) = 1`.
+    :math:`w = \lambda`, and :math:`\lambda(0) = 1`. :math:`\rho_t` is 1 or, for a look
+    back to the first step, 0, drawn anew in each step for all terms together.
 
     Args:
       key: A random key, typed (``jax.random.key``) or raw (``jax.random.PRNGKey``).
@@ -57,8 +56,7 @@ def relobralo(
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the losses only; the weights [K]
       sum to K, the number of present terms. A negative loss counts by its magnitude,
-      and a ratio to a loss of zero as 1, which means no change. A loss that is not
-      finite counts as one that has not changed, and is not looked back to.
+      a ratio to a loss of zero as 1, and a loss that is not finite as unchanged.
 
     Raises:
       TypeError: ``key`` is not one random key.

@@ -14,7 +14,7 @@ from multiterm_optax.weightings import _losses
 def stch(mu: Scalar = 1.0, preference: Any = None, nadir: Any = None) -> Weighting:
     r"""Smooth Tchebycheff scalarisation: a soft maximum of the losses.
 
-    The weights are the derivatives with respect to the losses of
+    The weights are the derivatives of
 
     .. math::
 
@@ -22,29 +22,23 @@ def stch(mu: Scalar = 1.0, preference: Any = None, nadir: Any = None) -> Weighti
       w_i = \lambda_i p_i \frac{\partial \ell_i}{\partial L_i}, \quad
       p = \operatorname{softmax}(\lambda_i \ell_i / \mu),
 
-    with :math:`\ell_i = L_i`, or :math:`\ell_i = \log (L_i / n_i)` where ``nadir``
-    gives the :math:`n_i`. As :math:`\mu \to 0` only the largest
-    :math:`\lambda_i \ell_i` is left.
+    with :math:`\ell_i = L_i`, or :math:`\log (L_i / n_i)`; ``nadir`` is :math:`n`.
 
     Args:
-      mu: :math:`\mu`, positive: how smooth the maximum is. It has the unit of
-        :math:`\lambda_i \ell_i`.
+      mu: :math:`\mu`, positive: how smooth the maximum is.
       preference: :math:`\lambda`, [K], not negative and not normalised. ``None``:
         1/K each, K the number of present terms.
-      nadir: Losses [K], positive, that each loss is divided by before its logarithm.
-        The authors' multi-task code calls so each loss's mean over an epoch at the end
-        of a warm-up. ``None``: the losses as they are, relative to an ideal point of
-        zero. For another ideal point :math:`z` pass :math:`L - z` as the losses.
+      nadir: Losses [K], positive, that each loss is divided by before its logarithm:
+        the authors' multi-task code calls so the mean losses at the end of a warm-up.
+        ``None``: the losses as they are. With an ideal point z pass :math:`L - z`.
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the losses only; weights [K], with
-      no state. Without ``nadir`` a negative loss is smaller than zero, and all is as
-      usual; with it, a negative loss counts by its magnitude, and a loss of zero has
-      the weight 0. A loss that is NaN makes the weights NaN.
+      no state. With ``nadir`` a negative loss counts by its magnitude, and a loss of
+      zero has the weight 0. A loss that is NaN makes the weights NaN.
 
     Raises:
-      ValueError: ``mu`` is not positive, ``preference`` or ``nadir`` is out of range or
-        not of K numbers, or losses are missing.
+      ValueError: A hyperparameter is out of range, or losses are missing.
 
     Source:
       Lin et al., "Smooth Tchebycheff Scalarization for Multi-Objective Optimization",
@@ -53,10 +47,9 @@ def stch(mu: Scalar = 1.0, preference: Any = None, nadir: Any = None) -> Weighti
     Example:
       >>> import jax.numpy as jnp
       >>> from multiterm_optax import stch
-      >>> weighting = stch(mu=0.5)
-      >>> losses = jnp.array([3.0, 1.0])  # 1/2 softmax(3, 1)
-      >>> weights, _ = weighting.update(None, weighting.init(2), losses=losses)
-      >>> [round(float(w), 4) for w in weights]
+      >>> losses = jnp.array([3.0, 1.0])
+      >>> weights, _ = stch(mu=0.5).update(None, stch().init(2), losses=losses)
+      >>> [round(float(w), 4) for w in weights]  # 1/2 softmax(3, 1)
       [0.4404, 0.0596]
     """
     name = "stch"
