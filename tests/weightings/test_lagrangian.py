@@ -14,7 +14,7 @@ from tests.weightings._runs import deviation, random_losses, run
 
 
 def levels(terms):
-    return np.full(terms - 1, 0.5)
+    return np.zeros(terms - 1)
 
 
 METHODS = {

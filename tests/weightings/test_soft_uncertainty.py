@@ -10,7 +10,10 @@ from tests._asserts import assert_message
 from tests._methods import Method
 from tests.weightings._runs import deviation, random_losses, run
 
-METHODS = {"soft_uncertainty": Method(soft_uncertainty, {"temperature": 2.0})}
+METHODS = {
+    # A loss at zero has all the weight, and the others wait for good.
+    "soft_uncertainty": Method(soft_uncertainty, {"temperature": 2.0}, pareto=True),
+}
 
 
 def formula(losses, T):
