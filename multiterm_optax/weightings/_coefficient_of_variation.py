@@ -86,7 +86,7 @@ def coefficient_of_variation() -> Weighting:
         mean = jnp.where(state.mean_loss > 0, state.mean_loss, sizes)
         change = (sizes - mean) / jnp.where(mean > 0, mean, 1)
         gap = _losses.bounded(change) - state.mean_change
-        spread = jnp.hypot(state.deviation, jnp.sqrt(share) * jnp.abs(gap))
+        spread = _hypotenuse(state.deviation, jnp.sqrt(share) * jnp.abs(gap))
         new = CoefficientOfVariationState(
             mean_loss=state.mean_loss + share * (sizes - state.mean_loss),
             mean_change=state.mean_change + share * gap,
@@ -110,3 +110,10 @@ def coefficient_of_variation() -> Weighting:
         reads_losses=True,
         by_term=CoefficientOfVariationState._fields,
     )
+
+
+def _hypotenuse(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The root of two squares; unlike jnp.hypot, it divides no zero by zero."""
+    longer = jnp.maximum(a, b)
+    ratio = jnp.minimum(a, b) / jnp.where(longer > 0, longer, 1)
+    return longer * jnp.sqrt(1 + ratio * ratio)

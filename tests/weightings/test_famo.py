@@ -6,7 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from multiterm_optax import famo, value_and_term_grads, weighted
+from multiterm_optax import (
+    famo,
+    value_and_term_grads,
+    value_and_weighted_grad,
+    weighted,
+)
 from tests._asserts import assert_identical, assert_message
 from tests.references import famo as reference
 from tests.weightings._runs import deviation, random_losses, run
@@ -129,3 +134,19 @@ def test_bad_losses_after_are_errors():
             None, weighting.init(2), losses=jnp.ones(2), losses_after=jnp.ones(3)
         )
     assert_message(error.value, "famo", "num_terms=2", "found 3")
+
+
+def test_weights_first_are_told_what_the_last_step_did():
+    def losses_fn(w):
+        return jnp.stack([w[0] ** 2, 3.0 * (w[1] - 1) ** 2])
+
+    weighting = famo()
+    weighted_grad = value_and_weighted_grad(losses_fn, weighting)
+    state, own = weighted_grad.init(2), weighting.init(2)
+    for w in (jnp.array([2.0, 0.5]), jnp.array([1.9, 0.7])):
+        after = 0.9 * losses_fn(w)  # of another batch
+        losses, _, state = weighted_grad.update(state, w, losses_after=after)
+        alone, own = weighting.update(None, own, losses=losses, losses_after=after)
+        np.testing.assert_allclose(state.weights, alone, rtol=1e-6)
+    np.testing.assert_allclose(state.weighting.logits, own.logits, rtol=1e-6)
+    assert np.all(np.asarray(own.moved) == 1)
