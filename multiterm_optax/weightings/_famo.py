@@ -95,7 +95,7 @@ def famo(learning_rate: Scalar = 0.025, weight_decay: Scalar = 0.001) -> Weighti
         known = problem.keep_absent(known, jnp.zeros_like(known))
         state = _moved(problem, state, after, known, learning_rate, weight_decay)
 
-        usable = problem.only_present(sizes > 0)
+        usable = problem.only_present((sizes > 0) & jnp.isfinite(sizes))
         smallest = jnp.min(sizes, where=usable, initial=jnp.inf)
         inverse = jnp.where(usable, smallest / jnp.where(usable, sizes, 1), 0)
         weights = _losses.softmax(problem, state.logits) * inverse

@@ -91,6 +91,9 @@ def test_losses_that_have_no_logarithm(bad):
     assert np.all(np.isfinite(weights))
     assert float(state.logits[1]) == 0.0
     np.testing.assert_array_equal(state.moved, [2, 0, 2])
+    # Nothing is known of any term.
+    weights, _ = run(famo(), np.full((2, 3), bad))
+    np.testing.assert_allclose(weights, 1 / 3, rtol=1e-6)
 
 
 def test_the_loop_of_the_page():
