@@ -22,15 +22,15 @@ class FAMOState(NamedTuple):
       logits: The logits [K] of the next step.
       mean: Adam's first moment of their gradient [K].
       square: Its second moment [K].
-      moved: How often each logit has moved [K], int32.
       before: The losses' magnitudes in the last step [K]; 0 where there is none.
+      moved: How often each logit has moved [K], int32.
     """
 
     logits: jax.Array
     mean: jax.Array
     square: jax.Array
-    moved: jax.Array
     before: jax.Array
+    moved: jax.Array
 
 
 def famo(learning_rate: Scalar = 0.025, weight_decay: Scalar = 0.001) -> Weighting:
@@ -81,26 +81,21 @@ def famo(learning_rate: Scalar = 0.025, weight_decay: Scalar = 0.001) -> Weighti
     _checks.in_range(weight_decay, "weight_decay", name, open_low=True, open_high=True)
 
     def init(num_terms: int) -> FAMOState:
-        dtype = jnp.result_type(float)
-        logits, mean, square, before = (
-            jnp.zeros((num_terms,), dtype) for _ in range(4)
-        )
-        moved = jnp.zeros((num_terms,), jnp.int32)
-        return FAMOState(logits, mean, square, moved, before)
+        zeros = (jnp.zeros((num_terms,), jnp.result_type(float)) for _ in range(4))
+        return FAMOState(*zeros, moved=jnp.zeros((num_terms,), jnp.int32))
 
     def find(problem: Problem, state: FAMOState) -> tuple[Weights, FAMOState]:
         sizes = jnp.abs(problem.losses)
         after = _after(problem, name, sizes)
-        known = (state.before > 0) & (after > 0) & jnp.isfinite(after)
-        known = problem.keep_absent(known, jnp.zeros_like(known))
+        known = problem.only_present(_usable(state.before) & _usable(after))
         state = _moved(problem, state, after, known, learning_rate, weight_decay)
 
-        usable = problem.only_present((sizes > 0) & jnp.isfinite(sizes))
+        usable = problem.only_present(_usable(sizes))
         smallest = jnp.min(sizes, where=usable, initial=jnp.inf)
         inverse = jnp.where(usable, smallest / jnp.where(usable, sizes, 1), 0)
         weights = _losses.softmax(problem, state.logits) * inverse
-        weights = _losses.summing_to(problem, jnp.where(usable, weights, 0), 1.0)
-        return weights, state._replace(before=jnp.where(jnp.isfinite(sizes), sizes, 0))
+        weights = _losses.summing_to(problem, weights, 1.0)
+        return weights, state._replace(before=jnp.where(_usable(sizes), sizes, 0))
 
     return _weighting.method(
         name,
@@ -110,6 +105,11 @@ def famo(learning_rate: Scalar = 0.025, weight_decay: Scalar = 0.001) -> Weighti
         by_term=FAMOState._fields,
         extra_args=("losses_after",),
     )
+
+
+def _usable(sizes: jax.Array) -> jax.Array:
+    """Which sizes have a logarithm, and are not so small that XLA may round to 0."""
+    return (sizes >= jnp.finfo(sizes.dtype).tiny) & jnp.isfinite(sizes)
 
 
 def _after(problem: Problem, name: str, sizes: jax.Array) -> jax.Array:
@@ -144,5 +144,5 @@ def _moved(
     first, second = (-jnp.expm1(steps * math.log(b)) for b in (_B1, _B2))
     step = mean / first / (jnp.sqrt(square / second) + _EPS)
     logits = (state.logits - learning_rate * step).astype(mean.dtype)
-    new = FAMOState(logits, mean, square.astype(mean.dtype), moved, state.before)
+    new = FAMOState(logits, mean, square.astype(mean.dtype), state.before, moved)
     return jax.tree.map(lambda a, b: jnp.where(known, a, b), new, state)

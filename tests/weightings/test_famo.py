@@ -83,7 +83,7 @@ def test_the_scale_of_a_loss_does_not_move_the_logits(rng):
     assert_identical(scaled.logits, plain.logits)
 
 
-@pytest.mark.parametrize("bad", [0.0, np.inf, np.nan])
+@pytest.mark.parametrize("bad", [0.0, 1e-42, np.inf, np.nan])
 def test_losses_that_have_no_logarithm(bad):
     losses = np.array([[1.0, 2.0, 1.0], [1.0, bad, 0.5], [1.0, 2.0, 0.5]])
     weights, state = run(famo(), losses)
