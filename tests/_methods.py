@@ -54,6 +54,8 @@ class Method:
         whatever the gradients.
       anchored: The weights are relative to one of the terms, so that another order of
         the terms, or other terms, give them up to one factor.
+      ordered: The order of the terms is part of the problem: they are not permuted, and
+        a smaller problem that they are compared with has the first of them.
       invariant: The same of the scale of all gradients, and the weights.
       simplex: The weights are not negative and sum to 1.
       agrees: The direction conflicts with no term.
@@ -71,6 +73,7 @@ class Method:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     permutes: bool | None = None
     anchored: bool = False
+    ordered: bool = False
     invariant: bool | None = None
     simplex: bool = False
     agrees: bool = False
@@ -141,7 +144,9 @@ def methods():
         found[name] = method
     found |= declared
     return {
-        name: replace(one, permutes=False) if one.drawn or one.anchored else one
+        name: replace(one, permutes=False)
+        if one.drawn or one.anchored or one.ordered
+        else one
         for name, one in found.items()
     }
 

@@ -211,6 +211,14 @@ METHODS: dict[str, Method] = {
     "dual_balanced": before_adam(lambda s: mt.dual_balanced(s.num_terms)),
     "output_balance": before_adam(lambda s: mt.output_balance(s.num_terms)),
     "ntk": ntk_of_losses,
+    "imtl_l": weights_first(lambda s: mt.imtl_l(optax.adam(s.rate))),
+    "relobralo": weights_first(lambda s: mt.relobralo(s.key)),
+    # Of losses between 0.01 and 10, as most are here.
+    "soft_uncertainty": weights_first(lambda s: mt.soft_uncertainty(20.0)),
+    # All losses but the first are brought below 0.1, where they begin near 1.
+    "lagrangian": weights_first(
+        lambda s: mt.lagrangian(jnp.full(s.num_terms - 1, 0.1), s.rate)
+    ),
 }
 
 

@@ -17,6 +17,13 @@ from multiterm_optax.weightings._by_norm import ByNormState as ByNormState
 from multiterm_optax.weightings._by_norm import by_norm as by_norm
 from multiterm_optax.weightings._cagrad import CAGradState as CAGradState
 from multiterm_optax.weightings._cagrad import cagrad as cagrad
+from multiterm_optax.weightings._causal import causal as causal
+from multiterm_optax.weightings._coefficient_of_variation import (
+    CoefficientOfVariationState as CoefficientOfVariationState,
+)
+from multiterm_optax.weightings._coefficient_of_variation import (
+    coefficient_of_variation as coefficient_of_variation,
+)
 from multiterm_optax.weightings._compose import ComposeState as ComposeState
 from multiterm_optax.weightings._compose import compose as compose
 from multiterm_optax.weightings._constant import FixedState as FixedState
@@ -27,6 +34,10 @@ from multiterm_optax.weightings._dual_cone import dual_proj as dual_proj
 from multiterm_optax.weightings._dual_cone import upgrad as upgrad
 from multiterm_optax.weightings._dwa import DWAState as DWAState
 from multiterm_optax.weightings._dwa import dwa as dwa
+from multiterm_optax.weightings._excess import ExcessState as ExcessState
+from multiterm_optax.weightings._excess import excess as excess
+from multiterm_optax.weightings._famo import FAMOState as FAMOState
+from multiterm_optax.weightings._famo import famo as famo
 from multiterm_optax.weightings._frozen import FrozenState as FrozenState
 from multiterm_optax.weightings._frozen import frozen as frozen
 from multiterm_optax.weightings._grad_norm_balance import (
@@ -35,12 +46,17 @@ from multiterm_optax.weightings._grad_norm_balance import (
 from multiterm_optax.weightings._grad_norm_balance import (
     grad_norm_balance as grad_norm_balance,
 )
+from multiterm_optax.weightings._geometric_mean import geometric_mean as geometric_mean
 from multiterm_optax.weightings._gradnorm import GradNormState as GradNormState
 from multiterm_optax.weightings._gradnorm import gradnorm as gradnorm
+from multiterm_optax.weightings._imtl_l import IMTLLState as IMTLLState
+from multiterm_optax.weightings._imtl_l import imtl_l as imtl_l
 from multiterm_optax.weightings._inexact_mgda import (
     InexactMGDAState as InexactMGDAState,
 )
 from multiterm_optax.weightings._inexact_mgda import inexact_mgda as inexact_mgda
+from multiterm_optax.weightings._lagrangian import LagrangianState as LagrangianState
+from multiterm_optax.weightings._lagrangian import lagrangian as lagrangian
 from multiterm_optax.weightings._lbtw import LBTWState as LBTWState
 from multiterm_optax.weightings._lbtw import lbtw as lbtw
 from multiterm_optax.weightings._mgda import MGDAState as MGDAState
@@ -49,7 +65,13 @@ from multiterm_optax.weightings._ntk import NTKState as NTKState
 from multiterm_optax.weightings._ntk import ntk as ntk
 from multiterm_optax.weightings._pcgrad import PCGradState as PCGradState
 from multiterm_optax.weightings._pcgrad import pcgrad as pcgrad
+from multiterm_optax.weightings._relobralo import ReLoBRaLoState as ReLoBRaLoState
+from multiterm_optax.weightings._relobralo import relobralo as relobralo
+from multiterm_optax.weightings._soft_uncertainty import (
+    soft_uncertainty as soft_uncertainty,
+)
 from multiterm_optax.weightings._softadapt import SoftAdaptState as SoftAdaptState
 from multiterm_optax.weightings._softadapt import softadapt as softadapt
+from multiterm_optax.weightings._stch import stch as stch
 from multiterm_optax.weightings._uncertainty import UncertaintyState as UncertaintyState
 from multiterm_optax.weightings._uncertainty import uncertainty as uncertainty

@@ -95,7 +95,8 @@ def _from_weighting(name):
     return Method(
         name,
         make,
-        _floats(declared.factory),
+        # Some have a learning rate of their own, beside that of the optimizer.
+        {n: v for n, v in _floats(declared.factory).items() if n != "learning_rate"},
         rate=declared.rate,
         nearness=declared.nearness,
         pareto=declared.pareto,
