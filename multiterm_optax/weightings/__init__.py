@@ -40,13 +40,13 @@ from multiterm_optax.weightings._famo import FAMOState as FAMOState
 from multiterm_optax.weightings._famo import famo as famo
 from multiterm_optax.weightings._frozen import FrozenState as FrozenState
 from multiterm_optax.weightings._frozen import frozen as frozen
+from multiterm_optax.weightings._geometric_mean import geometric_mean as geometric_mean
 from multiterm_optax.weightings._grad_norm_balance import (
     GradNormBalanceState as GradNormBalanceState,
 )
 from multiterm_optax.weightings._grad_norm_balance import (
     grad_norm_balance as grad_norm_balance,
 )
-from multiterm_optax.weightings._geometric_mean import geometric_mean as geometric_mean
 from multiterm_optax.weightings._gradnorm import GradNormState as GradNormState
 from multiterm_optax.weightings._gradnorm import gradnorm as gradnorm
 from multiterm_optax.weightings._imtl_l import IMTLLState as IMTLLState
