@@ -64,7 +64,25 @@ def names(tmp_path_factory):
 
 @pytest.mark.parametrize("page", RECIPES, ids=lambda page: page.stem)
 def test_recipe_runs_as_pasted(page, names):
+    if "import equinox" in page.read_text("utf-8"):
+        pytest.importorskip("equinox")
     assert names(page.stem)["mt"] is mt
+
+
+@pytest.mark.parametrize("page", RECIPES, ids=lambda page: page.stem)
+def test_recipe_is_in_the_index_and_its_programs_are_short(page):
+    assert f"\nrecipes/{page.stem}\n" in (DOCS / "index.md").read_text("utf-8")
+    assert max(block.count("\n") for block in python_blocks(page)) <= 60
+
+
+def test_names_that_others_are_told_to_use_exist():
+    page = (DOCS / "recipes" / "coming_from.md").read_text("utf-8")
+    tables = page.split("\n## Names")[1].split("\n## What you will notice")[0]
+    rows = re.findall(r"^\| [^|]* \| ([^|]*) \|$", tables, flags=re.MULTILINE)
+    called = {name for row in rows for name in re.findall(r"`(\w+)\(", row)}
+    assert {"upgrad", "pcgrad", "softadapt", "value_and_weighted_grad"} <= called
+    for name in called:
+        assert callable(getattr(mt, name)), name
 
 
 def test_trunk_weights_come_from_the_trunk(names):
