@@ -77,6 +77,10 @@ def stage(
         its updates more than once, and masks what it makes of them, saves K copies.
     """
 
+    def init_fn(params: optax.Params) -> Any:
+        _checks.arrays(params, name)
+        return init(params)
+
     def update_fn(
         updates: optax.Updates,
         state: Any,
@@ -99,9 +103,7 @@ def stage(
 
     # The error messages of a chain say which function made each of its stages.
     update_fn.__qualname__ = f"{name.split('.')[-1]}.<locals>.update_fn"
-    # Optax declares a state to be a tree of arrays, and allows no type of one's own.
-    any_init: Any = init
-    return optax.GradientTransformationExtraArgs(any_init, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def speaking_as(

@@ -45,7 +45,7 @@ def weights(
       ax: Axes to draw on; ``None``: new ones.
 
     Returns:
-      The axes.
+      The axes, from 0 on; ``ax.set_yscale("log")`` makes them logarithmic.
 
     Raises:
       ImportError: Matplotlib is not installed.
@@ -63,7 +63,13 @@ def weights(
     ax = _axes(ax)
     for term, name in enumerate(names):
         ax.plot(at, values[:, term], label=name, color=_COLOURS[term % len(_COLOURS)])
-    ax.set(xlabel="step", ylabel="weight", ylim=(min(0, values.min(initial=0)), None))
+    # Zero is in the picture, at its edge, as a datum and not as a limit: a logarithmic
+    # scale that is set later leaves it out, and would show nothing above a limit of 0.
+    for line in ax.get_lines():
+        line.sticky_edges.y.append(0)
+    ax.update_datalim([(at[0], 0)] if len(at) else [])
+    ax.autoscale_view()
+    ax.set(xlabel="step", ylabel="weight")
     ax.legend(frameon=False)
     return _plain(ax)
 

@@ -71,6 +71,32 @@ def test_weights_of_a_run():
         np.testing.assert_allclose(line.get_ydata(), np.array(history)[:, term])
 
 
+def coloured(ax):
+    """How many pixels of the drawn figure have the colour of a line."""
+    ax.get_legend().set_visible(False)
+    ax.figure.canvas.draw()
+    pixels = np.asarray(ax.figure.canvas.buffer_rgba())[..., :3] / 255
+    lines = [mpl.colors.to_rgb(line.get_color()) for line in ax.get_lines()]
+    return [int(np.isclose(pixels, c, atol=0.02).all(-1).sum()) for c in lines]
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_weights_are_in_sight_on_either_scale(scale):
+    history = np.stack([np.geomspace(1e-3, 500, 50), np.geomspace(5, 900, 50)], 1)
+    ax = plotting.weights(history)
+    assert ax.get_ylim()[0] == 0
+    ax.set_yscale(scale)
+    assert ax.get_ylim()[1] >= 900
+    assert min(coloured(ax)) > 200
+    if scale == "log":
+        assert 0 < ax.get_ylim()[0] <= 1e-3
+
+
+def test_no_picture_of_no_steps():
+    assert plotting.weights(np.ones((0, 2))).get_lines()
+    assert plotting.weights([[-2.0, 1.0], [1.0, 1.0]]).get_ylim()[0] < -2
+
+
 def test_dominance_of_a_run():
     tx = optax.chain(
         per_term(optax.scale(1.0), 2), metrics.track_dominance(2), sum_terms()

@@ -21,6 +21,8 @@ from multiterm_optax._checks._hyperparameters import vector as vector
 from multiterm_optax._checks._states import state as state
 from multiterm_optax._checks._states import state_by_term as state_by_term
 from multiterm_optax._checks._states import state_keeps_shapes as state_keeps_shapes
+from multiterm_optax._checks._updates import arrays as arrays
+from multiterm_optax._checks._updates import differentiable as differentiable
 from multiterm_optax._checks._updates import floating as floating
 from multiterm_optax._checks._updates import losses as losses
 from multiterm_optax._checks._updates import present as present

@@ -38,6 +38,27 @@ def floating(value: Any, argument: str, name: str, why: str = "") -> None:
         )
 
 
+def differentiable(value: Any, argument: str, name: str) -> None:
+    """Refuses a parameter that cannot be differentiated."""
+    # Layers hold functions, and switches such as that of dropout.
+    of_a_model = _kind_of(value) is None or isinstance(value, bool)
+    try:
+        floating(value, argument, name, " to be differentiated")
+    except TypeError as error:
+        hint = f" {_words.MODEL}" if of_a_model else ""
+        raise TypeError(f"{error}{hint}") from None
+
+
+def arrays(params: Any, name: str) -> None:
+    """Refuses parameters among which there is something else, such as a function."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if _kind_of(leaf) is None:
+            raise TypeError(
+                f"{name}: params{keystr(path)} must be an array, found "
+                f"{_words.describe(leaf)}. {_words.MODEL}"
+            )
+
+
 def present(value: Any, name: str, num_terms: int) -> jax.Array | None:
     """Returns the mask of the terms present in this step, or None for all."""
     if value is None:
@@ -123,6 +144,8 @@ def term_axis(
                 hint = " stack_terms makes updates of a gradient for each term."
             elif isinstance(updates, tuple) and len(updates) == 2:
                 hint = " value_and_term_grads returns the pair (losses, grads)."
+            elif any(_kind_of(leaf) is None for leaf in jax.tree.leaves(params)):
+                hint = f" {_words.MODEL}"
             raise ValueError(
                 f"{name}: updates must have the tree structure of params, "
                 f"{_words.difference(updates, params)}.{hint}"
