@@ -12,6 +12,7 @@ from multiterm_optax._version import __version__ as __version__
 # losses_fn -> losses, per-term gradients; or weights first, then one gradient
 from multiterm_optax.gradients import stack_terms as stack_terms
 from multiterm_optax.gradients import term_grads as term_grads
+from multiterm_optax.gradients import value_and_one_grad as value_and_one_grad
 from multiterm_optax.gradients import value_and_row_grads as value_and_row_grads
 from multiterm_optax.gradients import value_and_term_grads as value_and_term_grads
 from multiterm_optax.gradients import value_and_weighted_grad as value_and_weighted_grad
@@ -38,11 +39,15 @@ from multiterm_optax.weightings import upgrad as upgrad
 
 # K -> K
 from multiterm_optax.transforms import balance_by_norm as balance_by_norm
+from multiterm_optax.transforms import db_mtl as db_mtl
+from multiterm_optax.transforms import excess_mtl as excess_mtl
+from multiterm_optax.transforms import moco as moco
 from multiterm_optax.transforms import per_term as per_term
 from multiterm_optax.transforms import reweight as reweight
 
 # K -> 1
 from multiterm_optax.aggregators import grad_drop as grad_drop
+from multiterm_optax.aggregators import one_at_a_time as one_at_a_time
 from multiterm_optax.aggregators import scale_by_max_adam as scale_by_max_adam
 from multiterm_optax.aggregators import sum_terms as sum_terms
 

@@ -6,6 +6,7 @@ axis, in the order of ``jax.tree.leaves(losses)``. Alternatively the weights are
 first, and the result is the gradient of the weighted sum, ``[*p]``.
 """
 
+from multiterm_optax.gradients._one_grad import value_and_one_grad as value_and_one_grad
 from multiterm_optax.gradients._row_grads import (
     value_and_row_grads as value_and_row_grads,
 )

@@ -6,9 +6,14 @@ aggregator in an ``optax.chain``.
 """
 
 from multiterm_optax._reweighting import BalanceByNormState as BalanceByNormState
+from multiterm_optax._reweighting import ReweightState as ReweightState
 from multiterm_optax.transforms._balance_by_norm import (
     balance_by_norm as balance_by_norm,
 )
+from multiterm_optax.transforms._db_mtl import db_mtl as db_mtl
+from multiterm_optax.transforms._excess_mtl import ExcessMTLState as ExcessMTLState
+from multiterm_optax.transforms._excess_mtl import excess_mtl as excess_mtl
+from multiterm_optax.transforms._moco import MoCoState as MoCoState
+from multiterm_optax.transforms._moco import moco as moco
 from multiterm_optax.transforms._per_term import per_term as per_term
-from multiterm_optax.transforms._reweight import ReweightState as ReweightState
 from multiterm_optax.transforms._reweight import reweight as reweight
