@@ -42,6 +42,7 @@ from multiterm_optax.transforms import balance_by_norm as balance_by_norm
 from multiterm_optax.transforms import db_mtl as db_mtl
 from multiterm_optax.transforms import excess_mtl as excess_mtl
 from multiterm_optax.transforms import moco as moco
+from multiterm_optax.transforms import modo as modo
 from multiterm_optax.transforms import per_term as per_term
 from multiterm_optax.transforms import reweight as reweight
 

@@ -56,6 +56,15 @@ def squared_norms(leaf: TermLeaf) -> Norms:
     return squared
 
 
+def dots(leaf: TermLeaf, other: Leaf) -> Norms:
+    """Dot product of each term's part of one leaf with another array."""
+    wide = leaf.astype(accumulator_dtype(leaf, other))
+    products = jnp.sum(wide * other[None], axis=tuple(range(1, leaf.ndim)))
+    if _shardings.over_devices(leaf):
+        products = jax.sharding.reshard(products, _shardings.sharding(leaf))
+    return products
+
+
 def only_present(present: Bool[Array, " K"] | None, leaf: TermLeaf) -> TermLeaf:
     """Zeros in place of absent terms, whatever they hold; None: all are present."""
     if present is None:

@@ -15,5 +15,7 @@ from multiterm_optax.transforms._excess_mtl import ExcessMTLState as ExcessMTLSt
 from multiterm_optax.transforms._excess_mtl import excess_mtl as excess_mtl
 from multiterm_optax.transforms._moco import MoCoState as MoCoState
 from multiterm_optax.transforms._moco import moco as moco
+from multiterm_optax.transforms._modo import MoDoState as MoDoState
+from multiterm_optax.transforms._modo import modo as modo
 from multiterm_optax.transforms._per_term import per_term as per_term
 from multiterm_optax.transforms._reweight import reweight as reweight

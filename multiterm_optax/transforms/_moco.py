@@ -4,7 +4,7 @@ It is the composition of ``per_term``, of the tracking, and ``reweight``, of a w
 that descends on the simplex.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,16 +81,12 @@ def moco(
     """
     name = "moco"
     num_terms = _checks.num_terms(num_terms, name)
-    for argument, rate in (("beta", beta), ("gamma", gamma)):
-        if not callable(rate):
-            _checks.non_negative(rate, argument, name)
+    _simplex.check_rate(beta, "beta", name)
+    _simplex.check_rate(gamma, "gamma", name)
     _checks.non_negative(rho, "rho", name)
 
-    def at(rate: optax.ScalarOrSchedule, count: Any) -> Any:
-        return rate(count) if callable(rate) else rate
-
-    track = _averages.track(lambda count: at(beta, count))
-    weighting = _descending(lambda count: at(gamma, count), rho, name)
+    track = _averages.track(lambda count: _simplex.rate_at(beta, count))
+    weighting = _descending(gamma, rho, name)
     return _averages.in_turn(
         name,
         num_terms,
@@ -99,7 +95,7 @@ def moco(
     )
 
 
-def _descending(rate: optax.Schedule, rho: Scalar, name: str) -> Weighting:
+def _descending(rate: optax.ScalarOrSchedule, rho: Scalar, name: str) -> Weighting:
     """Weights that go down the squared norm of the weighted sum."""
 
     def init(num_terms: int) -> MoCoState:
@@ -110,7 +106,7 @@ def _descending(rate: optax.Schedule, rho: Scalar, name: str) -> Weighting:
         weights = _simplex.weights_of(problem, state.shares)
         gramian = problem.gramian.astype(weights.dtype)
         slope = jnp.matmul(gramian, weights, precision="highest") + rho * weights
-        gamma = jnp.asarray(rate(state.count), weights.dtype)
+        gamma = jnp.asarray(_simplex.rate_at(rate, state.count), weights.dtype)
         weights = _simplex.descend(problem, weights, gamma, slope)
         count = jnp.asarray(optax.safe_increment(state.count))
         shares = _simplex.shares_of(problem, weights, state.shares)

@@ -1,10 +1,25 @@
 """Weights on the simplex that go down a slope, one step at a time."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import optax
 
+from multiterm_optax import _checks
 from multiterm_optax._typing import Scalar, Weights
 from multiterm_optax._weighting import Problem
+
+
+def rate_at(rate: optax.ScalarOrSchedule, count: Any) -> Any:
+    """A rate that is a number, or an Optax schedule at this count of steps."""
+    return rate(count) if callable(rate) else rate
+
+
+def check_rate(rate: optax.ScalarOrSchedule, argument: str, name: str) -> None:
+    """Refuses a negative number; a schedule cannot be judged."""
+    if not callable(rate):
+        _checks.non_negative(rate, argument, name)
 
 
 def weights_of(problem: Problem, shares: jax.Array) -> Weights:
