@@ -35,23 +35,13 @@ def one_at_a_time(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Weighs and sums momenta, so that a step needs the gradient of one term only.
 
-    Of a present term, with :math:`m_i = 0` and :math:`t_i = 0` before its first step,
+    Present terms move their :math:`m_i \leftarrow \beta m_i + (1 - \beta) \, g_i`, from
+    0, and count their steps :math:`t_i`. All terms seen so far make the step:
 
     .. math::
 
-      t_i \leftarrow t_i + 1, \qquad
-      m_i \leftarrow \beta m_i + (1 - \beta) \, g_i ;
-
-    then, for all terms that have been present so far,
-
-    .. math::
-
-      \hat m_i = m_i / (1 - \beta^{t_i}), \qquad
-      w = \mathrm{weighting}(\hat M \hat M^\top), \qquad
-      u = \sum_i w_i \hat m_i .
-
-    :func:`multiterm_optax.value_and_one_grad` differentiates one term in each step, for
-    the price of one gradient whatever K.
+      \hat m_i = m_i / (1 - \beta^{t_i}), \qquad u = \sum_i w_i \hat m_i, \qquad
+      w = \mathrm{weighting}(\hat M \hat M^\top).
 
     Args:
       weighting: What finds the weights, such as :func:`multiterm_optax.upgrad`.
@@ -61,27 +51,25 @@ def one_at_a_time(
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates [\*p] of the
       same dtypes. State: K copies of the parameters. ``update`` takes the extra
-      argument ``present``, K booleans, which say whose gradients there are; unlike in
-      other stages an absent term that has been present before takes part with its
-      momentum. Of the extra argument ``losses`` the last value of each term counts.
+      argument ``present``, K booleans, which :func:`multiterm_optax.value_and_one_grad`
+      returns; here an absent term takes part with its momentum. Of the extra argument
+      ``losses`` each term's last value counts.
 
     Raises:
       TypeError: ``weighting`` is not a :class:`multiterm_optax.Weighting`.
-      ValueError: ``decay`` is out of range, ``losses`` is missing or does not have K
-        values, or an update lacks the leading term axis.
+      ValueError: ``decay``, the losses or the updates are not as above.
 
     Source:
       Liu, Chu and Thuerey, "ConFIG: Towards Conflict-free Training of Physics Informed
-      Neural Networks", ICLR 2025, Alg. 1 (M-ConFIG), up to its second moment.
+      Neural Networks", ICLR 2025 (M-ConFIG), up to the second moment.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from multiterm_optax import mgda, one_at_a_time
       >>> tx = one_at_a_time(mgda(), num_terms=2)
-      >>> state = tx.init(jnp.zeros(2))
-      >>> grads = jnp.array([[1.0, 0.0], [0.0, 2.0]])
-      >>> for term in (0, 1):
-      ...     updates, state = tx.update(grads, state, present=jnp.arange(2) == term)
+      >>> grads, state = jnp.array([[1.0, 0.0], [0.0, 2.0]]), tx.init(jnp.zeros(2))
+      >>> for present in ([True, False], [False, True]):
+      ...     updates, state = tx.update(grads, state, present=present)
       >>> [round(float(u), 6) for u in updates]
       [0.8, 0.4]
     """

@@ -50,8 +50,7 @@ def value_and_one_grad(
     Raises:
       TypeError: As :func:`multiterm_optax.value_and_term_grads`, or ``step`` is no
         integer.
-      ValueError: ``losses_fn`` returns no loss, or ``shares`` does not hold K values
-        that are not negative.
+      ValueError: There is no loss, or ``shares`` are not K numbers of at least 0.
 
     Example:
       >>> import jax.numpy as jnp

@@ -31,31 +31,28 @@ def db_mtl(
     Args:
       num_terms: K, the number of terms.
       decay: :math:`\beta`, in [0, 1).
-      power: :math:`s`, not negative: how fast the decay itself falls. 0: it does not.
+      power: :math:`s`, not negative: how fast the decay itself falls.
       eps: :math:`\epsilon`, not negative. Losses below it are not balanced.
 
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates of the same
-      shapes and dtypes. State: K copies of the parameters. ``update`` takes the losses
-      as the extra argument ``losses``, an array [K] or a pytree of K scalars. A
-      negative loss counts by its magnitude; one that is exactly 0, with ``eps`` 0,
-      adds nothing to its average. It takes ``present``, K booleans: an absent term
-      keeps its average and its count of steps, and gets zero updates.
+      shapes and dtypes. State: K copies of the parameters. ``update`` takes the extra
+      argument ``losses``, an array [K] or a pytree of K scalars; a negative loss counts
+      by its magnitude. It takes ``present``, K booleans: an absent term keeps its
+      average and its count of steps, and gets zero updates.
 
     Raises:
-      ValueError: A hyperparameter is out of range, ``losses`` is missing or does not
-        have K values, or an update lacks the leading term axis.
+      ValueError: A hyperparameter, the losses or the updates are not as above.
 
     Source:
-      Lin et al., "Dual-Balancing for Multi-Task Learning", 2023, Alg. 1; ``decay``,
-      ``power`` and ``eps`` as the authors' code has them by default.
+      Lin et al., "Dual-Balancing for Multi-Task Learning", 2023, Alg. 1; defaults of
+      the authors' code.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from multiterm_optax import db_mtl
       >>> tx = db_mtl(num_terms=2, decay=0.0)
-      >>> grads = jnp.array([[3.0, 4.0], [0.0, 1000.0]])
-      >>> losses = jnp.array([1.0, 500.0])
+      >>> grads, losses = jnp.array([[3.0, 4.0], [0.0, 1e3]]), jnp.array([1.0, 500.0])
       >>> updates, _ = tx.update(grads, tx.init(jnp.zeros(2)), losses=losses)
       >>> [[round(float(x), 3) for x in row] for row in updates]
       [[3.0, 4.0], [0.0, 5.0]]

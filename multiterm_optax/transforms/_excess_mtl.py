@@ -33,39 +33,32 @@ def excess_mtl(
 ) -> optax.GradientTransformationExtraArgs:
     r"""ExcessMTL: weighs each term by an estimate of how much it can still improve.
 
-    The excess risk :math:`e_i` is estimated with a diagonal Hessian from all gradients
-    so far, and compared with its first value. Element by element,
+    Element by element, with a sum over all of them in the excess risk :math:`e_i`,
 
     .. math::
 
-      S_i \leftarrow S_i + g_i^2, \qquad
-      e_i = \sum \frac{g_i^2}{\sqrt{S_i + \epsilon}}, \qquad
-      w_i \leftarrow w_i \exp\Bigl( \eta \, \frac{e_i}{e_{i,0}} \Bigr), \qquad
-      g_i \leftarrow w_i g_i ,
+      S_i \leftarrow S_i + g_i^2, \quad
+      e_i = \sum \frac{g_i^2}{\sqrt{S_i + \epsilon}}, \quad
+      w_i \leftarrow w_i \exp\Bigl( \eta \, \frac{e_i}{e_{i,0}} \Bigr), \quad
+      g_i \leftarrow w_i g_i .
 
-    with :math:`S_i = 0` and :math:`w_i = 1` before the first step, which sets
-    :math:`e_{i,0}` and leaves the weights alone. They are scaled to sum to K.
+    The first step sets :math:`e_{i,0}`, with :math:`w_i = 1`; they are scaled to sum K.
 
     Args:
       num_terms: K, the number of terms.
       eta: :math:`\eta`, not negative: the step size of the weights.
-      eps: :math:`\epsilon`, not negative. 0: an element without a gradient so far
-        counts nothing, and the scale of a loss makes no difference to the weights.
+      eps: :math:`\epsilon`, not negative. With 0 a loss's scale makes no difference.
 
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates of the same
-      shapes and dtypes. State: K copies of the parameters and 3 K numbers. ``update``
-      takes the extra argument ``present``, K booleans: an absent term keeps its sums
-      and its weight relative to others, and the weights sum to the number of those
-      present.
+      shapes and dtypes. State: K copies of the parameters. ``update`` takes the extra
+      argument ``present``, K booleans: an absent term keeps its sums and its share.
 
     Raises:
-      ValueError: A hyperparameter is out of range, or an update lacks the leading term
-        axis.
+      ValueError: A hyperparameter is out of range, or an update has no term axis.
 
     Source:
-      He et al., "Robust Multi-Task Learning with Excess Risks", ICML 2024, Alg. 1, and
-      the authors' code, which has ``eps`` 1e-7.
+      He et al., "Robust Multi-Task Learning with Excess Risks", ICML 2024.
 
     Example:
       >>> import jax.numpy as jnp

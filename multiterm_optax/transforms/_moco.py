@@ -45,30 +45,26 @@ def moco(
       g_i \leftarrow \lambda_i y_i ,
 
     with :math:`y_i = 0` and :math:`\lambda_i = 1/K` before the first step and the
-    projection :math:`\Pi_\Delta` on the simplex. A batch's noise in the gradients
-    biases their min-norm point; their averages have less of it.
+    projection :math:`\Pi_\Delta` on the simplex.
 
     Args:
       num_terms: K, the number of terms.
       beta: :math:`\beta_t`, a number that is not negative or an Optax schedule, which
         counts the steps of each term from 0.
-      gamma: :math:`\gamma_t`, the same for the weights. Its effect depends on the scale
-        of the gradients: about one over their squared norms.
+      gamma: :math:`\gamma_t`, the same for the weights; about one over squared norms.
       rho: :math:`\rho`, not negative: draws the weights towards equal ones.
 
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates of the same
-      shapes and dtypes. State: K copies of the parameters, and the weights, which sum
-      to 1. ``update`` takes the extra argument ``present``, K booleans: an absent term
-      keeps its :math:`y_i` and its share of the weights, and gets zero updates.
+      shapes and dtypes. State: K copies of the parameters. ``update`` takes the extra
+      argument ``present``, K booleans: an absent term keeps its :math:`y_i` and share.
 
     Raises:
-      ValueError: A hyperparameter is out of range, or an update lacks the leading term
-        axis.
+      ValueError: A hyperparameter is out of range, or an update has no term axis.
 
     Source:
       Fernando et al., "Mitigating Gradient Bias in Multi-objective Learning: A Provably
-      Convergent Approach", ICLR 2023, Alg. 1, less the projection of the :math:`y_i`.
+      Convergent Approach", ICLR 2023, Alg. 1.
 
     Example:
       >>> import jax.numpy as jnp

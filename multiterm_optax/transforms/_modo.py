@@ -32,8 +32,8 @@ def modo(
 ) -> optax.GradientTransformationExtraArgs:
     r"""MoDo: min-norm weights without the bias of noise, from independent batches.
 
-    With the gradients :math:`J_1, J_2, J_3` of three batches and
-    :math:`\lambda_i = 1/K` before the first step,
+    With the gradients :math:`J_1, J_2, J_3` of three batches, from
+    :math:`\lambda_i = 1/K`,
 
     .. math::
 
@@ -41,27 +41,21 @@ def modo(
         \gamma_t \, (J_1 J_2^\top + \rho I) \, \lambda \bigr), \qquad
       g_i \leftarrow \lambda_i \, (J_3)_i .
 
-    Noise adds to the diagonal of the gramian of one batch, and on average nothing to
-    the products of two. No gradient is kept from step to step.
-
     Args:
       num_terms: K, the number of terms.
-      gamma: :math:`\gamma_t`, a number that is not negative or an Optax schedule. Its
-        effect depends on the scale of the gradients.
+      gamma: :math:`\gamma_t`, a number that is not negative or an Optax schedule.
       rho: :math:`\rho`, not negative: draws the weights towards equal ones.
 
     Returns:
       A transformation of updates whose every leaf is [K, \*p], :math:`J_1`, to updates
       of the same shapes and dtypes. ``update`` takes the extra arguments ``grads_2``
-      and ``grads_3``, gradients like the updates; without the third the updates are
-      those of :math:`J_1`, and without the second too it stands for all three, which
-      is right for gradients without noise. Stages before this one do not change them:
-      it belongs at the beginning of a chain. ``update`` takes ``present``, K booleans,
-      for all batches: an absent term keeps its share and gets zero updates.
+      and ``grads_3``, like the updates; :math:`J_1` stands for what is not given.
+      Stages before this one do not change them: it comes first in a chain. It takes
+      ``present``, K booleans, for all batches: an absent term keeps its share of the
+      weights and gets zero updates.
 
     Raises:
-      ValueError: A hyperparameter is out of range, ``grads_2`` or ``grads_3`` differ
-        from the updates in shape, or an update lacks the leading term axis.
+      ValueError: A hyperparameter, the updates or the extra ones are not as above.
 
     Source:
       Chen et al., "Three-Way Trade-Off in Multi-Objective Learning: Optimization,
