@@ -45,6 +45,7 @@ from multiterm_optax.transforms import moco as moco
 from multiterm_optax.transforms import modo as modo
 from multiterm_optax.transforms import per_term as per_term
 from multiterm_optax.transforms import reweight as reweight
+from multiterm_optax.transforms import sdmgrad as sdmgrad
 
 # K -> 1
 from multiterm_optax.aggregators import grad_drop as grad_drop

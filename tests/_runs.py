@@ -69,3 +69,30 @@ def deviation(found, expected):
     sizes = np.max(np.abs(expected), axis=(0, 2))
     assert np.all(np.isfinite(found))
     return float(np.max(gaps / sizes))
+
+
+def batches(steps, terms):
+    """Three times the same gradients, with noise of their own."""
+    grads, _ = draw(steps, terms, spread=0.5)
+    noise = np.random.default_rng(5).normal(size=(3, *grads.shape))
+    return grads + 0.3 * noise
+
+
+def follow(tx, given, present=None, dtype=float):
+    """Rows [steps, K, P] of every step of one to three batches, and the states."""
+    start = params(dtype)
+
+    def step(state, data):
+        (first, *others), extra = data
+        named = {f"grads_{i}": g for i, g in enumerate(others, start=2)}
+        updates, state = tx.update(first, state, start, **named, **extra)
+        return state, (updates, state)
+
+    leaves = [
+        jax.tree.map(lambda g, p: jnp.asarray(g, p.dtype), split(one), start)
+        for one in given
+    ]
+    extra = {} if present is None else {"present": jnp.asarray(present)}
+    scan = jax.jit(lambda s: jax.lax.scan(step, s, (leaves, extra))[1])
+    updates, states = scan(tx.init(start))
+    return joined(updates, 2), states

@@ -270,8 +270,9 @@ def deviation(found, expected, keeps_terms, measure):
 
 
 # Weights on the simplex come from differences: they are known to a rounding of 1, and
-# not to their own last digits. The gradient that they scale is the measure.
-DESCENDING = {"moco", "modo"}
+# not to their own last digits. The gradient that they scale is the measure. SDMGrad's
+# rounds are so long that they multiply a rounding, and the last one may be anywhere.
+DESCENDING = {"moco": 1e-6, "modo": 1e-6, "sdmgrad": 1e-3}
 
 
 def reads_dot_products(name):
@@ -288,7 +289,7 @@ def test_thirty_six_orders_of_magnitude(name, case):
     expected, _ = run(name, "float64", grads, losses)
     assert_finite(found)
     assert_finite(state)
-    digits = 1e-6
+    digits = DESCENDING.get(name, 1e-6)
     if reads_dot_products(name):
         declared = _methods.methods().get(name)
         digits = declared.digits if declared else digits

@@ -19,3 +19,5 @@ from multiterm_optax.transforms._modo import MoDoState as MoDoState
 from multiterm_optax.transforms._modo import modo as modo
 from multiterm_optax.transforms._per_term import per_term as per_term
 from multiterm_optax.transforms._reweight import reweight as reweight
+from multiterm_optax.transforms._sdmgrad import SDMGradState as SDMGradState
+from multiterm_optax.transforms._sdmgrad import sdmgrad as sdmgrad

@@ -13,42 +13,14 @@ from tests.references import modo as reference
 K, STEPS = 3, 30
 
 
-def batches():
-    """Three times the same gradients, with noise of their own."""
-    grads, _ = _runs.draw(STEPS, K, spread=0.5)
-    noise = np.random.default_rng(5).normal(size=(3, *grads.shape))
-    return grads + 0.3 * noise
-
-
-def follow(tx, given, present=None, dtype=float):
-    """Rows [steps, K, P] of every step and the last state."""
-    params = _runs.params(dtype)
-
-    def step(state, data):
-        (first, *others), mask = data
-        named = {f"grads_{i}": g for i, g in enumerate(others, start=2)}
-        extra = {} if present is None else {"present": mask}
-        updates, state = tx.update(first, state, params, **named, **extra)
-        return state, updates
-
-    leaves = [
-        jax.tree.map(lambda g, p: jnp.asarray(g, p.dtype), _runs.split(one), params)
-        for one in given
-    ]
-    masks = jnp.ones((STEPS, K), bool) if present is None else jnp.asarray(present)
-    scan = jax.jit(lambda s: jax.lax.scan(step, s, (leaves, masks)))
-    state, updates = scan(tx.init(params))
-    return _runs.joined(updates, 2), state
-
-
 @pytest.mark.parametrize("number", [1, 2, 3])
 @pytest.mark.parametrize("masked", [False, True])
 def test_agrees_with_algorithm_2(x64, record_deviation, number, masked):
-    given = batches()[:number]
+    given = _runs.batches(STEPS, K)[:number]
     present = _runs.masks(STEPS, K) if masked else np.ones((STEPS, K), bool)
     spoiled = np.where(present[..., None], given, np.nan)
     tx = modo(K, lambda count: 0.05 / (count + 1.0) ** 0.5, rho=0.1)
-    found, state = follow(tx, spoiled, present if masked else None)
+    found, states = _runs.follow(tx, spoiled, present if masked else None)
     three = {1: [0, 0, 0], 2: [0, 1, 0], 3: [0, 1, 2]}[number]
     expected = reference.modo(
         *(given[i] for i in three), present, gamma=lambda t: 0.05 / t**0.5, rho=0.1
@@ -57,12 +29,12 @@ def test_agrees_with_algorithm_2(x64, record_deviation, number, masked):
     record_deviation("modo", off)
     assert off < 1e-13
     if not masked:  # neither the corner nor equal weights, or this says little
-        assert 0.05 < float(jnp.min(state.weights)) < 0.3
+        assert 0.05 < float(jnp.min(states.weights[-1])) < 0.3
 
 
 def test_single_precision(record_deviation):
-    given = batches()
-    found, _ = follow(modo(K, 0.02, rho=0.0), given, dtype=jnp.float32)
+    given = _runs.batches(STEPS, K)
+    found, _ = _runs.follow(modo(K, 0.02, rho=0.0), given, dtype=jnp.float32)
     present = np.ones((STEPS, K), bool)
     expected = reference.modo(*given, present, gamma=lambda t: 0.02, rho=0.0)
     off = _runs.deviation(found, expected)
