@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from multiterm_optax import _checks, _stages, _terms
+from multiterm_optax import _checks, _shardings, _stages, _terms
 from multiterm_optax._stages import Step
 from multiterm_optax._typing import Gramian, Scalar, TermLeaf, Weights
 from multiterm_optax._weighting import Problem, pairs_present
@@ -115,6 +115,7 @@ def sdmgrad(
         third = step.updates if third is None else third
 
         def products(first: TermLeaf, other: TermLeaf) -> Gramian:
+            first, other = map(_shardings.on_one_device, (first, other))
             return jax.vmap(lambda row: _terms.dots(first, row), out_axes=1)(other)
 
         parts = jax.tree.leaves(jax.tree.map(products, step.updates, second))

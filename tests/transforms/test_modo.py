@@ -13,8 +13,9 @@ from tests.references import modo as reference
 K, STEPS = 3, 30
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("number", "masked"), [(1, False), (2, False), (3, False), (3, True)]
+)
 def test_agrees_with_algorithm_2(x64, record_deviation, number, masked):
     given = _runs.batches(STEPS, K)[:number]
     present = _runs.masks(STEPS, K) if masked else np.ones((STEPS, K), bool)

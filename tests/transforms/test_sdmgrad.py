@@ -19,9 +19,15 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("number", [1, 2, 3])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("setting", "number", "masked"),
+    [
+        ("authors'", 3, False),
+        ("authors'", 1, True),
+        ("settling", 2, False),
+        ("settling", 3, True),
+    ],
+)
 def test_agrees_with_its_algorithm(x64, record_deviation, setting, number, masked):
     given, options = _runs.batches(STEPS, K)[:number], SETTINGS[setting]
     present = _runs.masks(STEPS, K) if masked else np.ones((STEPS, K), bool)
@@ -34,8 +40,8 @@ def test_agrees_with_its_algorithm(x64, record_deviation, setting, number, maske
     )
     off = _runs.deviation(found, expected)
     record_deviation(f"sdmgrad, {setting}", off)
-    # The authors' rounds end in a corner, where nothing is left of a rounding, or in some
-    # steps multiply it by up to ten million: other steps must not differ at all.
+    # The authors' rounds end in a corner, where nothing is left of a rounding, but for
+    # some steps that multiply it by up to ten million.
     gaps = np.max(np.abs(found - expected), axis=(1, 2))
     assert np.quantile(gaps, 0.8) < 1e-13
     assert off < (1e-12 if setting == "settling" else 1e-7)
