@@ -59,7 +59,7 @@ def modo(
 
     Source:
       Chen et al., "Three-Way Trade-Off in Multi-Objective Learning: Optimization,
-      Generalization and Conflict-Avoidance", NeurIPS 2023, Alg. 2.
+      Generalization and Conflict-Avoidance", NeurIPS 2023.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""One term a step against M-ConFIG's Alg. 1, with any weighting."""
+"""One term a step against M-ConFIG, with any weighting."""
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from tests import _runs
 from tests._asserts import assert_close, assert_finite, assert_identical, assert_message
 from tests.references import cagrad, dual_cone, min_norm
 from tests.references import m_config as reference
+from tests.test_docs import DOCS, python_blocks, run
 
 K, STEPS = 3, 30
 
@@ -104,7 +105,7 @@ def deviation(found, expected):
 
 @pytest.mark.parametrize("name", COMBINED)
 @pytest.mark.parametrize("pattern", [turns, irregular])
-def test_agrees_with_algorithm_1(x64, record_deviation, name, pattern):
+def test_agrees_with_m_config(x64, record_deviation, name, pattern):
     weighting, combine = COMBINED[name]
     grads, _ = _runs.draw(STEPS, K, spread=2.0)
     present = pattern()
@@ -127,26 +128,12 @@ def test_single_precision(record_deviation):
     assert off < 1e-5
 
 
-def pseudo_gradient(decay):
-    """From a corrected momentum back to the gradient that would have made it."""
-
-    def init(params):
-        return jnp.zeros([], int), jax.tree.map(jnp.zeros_like, params)
-
-    def update(updates, state, params=None):
-        count, before = state
-        later = jax.tree.map(lambda m: m * (1 - decay ** (count + 1)), updates)
-        made = jax.tree.map(lambda m, b: (m - decay * b) / (1 - decay), later, before)
-        return made, (count + 1, later)
-
-    return optax.GradientTransformation(init, update)
-
-
 def test_m_config_in_full(x64, record_deviation):
     grads, _ = _runs.draw(STEPS, K, spread=2.0)
+    page = run(python_blocks(DOCS / "methods" / "one_at_a_time.md"), "one_at_a_time.md")
     tx = optax.chain(
         mt.one_at_a_time(config_weighting(), K),
-        pseudo_gradient(0.9),
+        page["pseudo_gradient"](0.9),
         optax.scale_by_adam(),
     )
     found, _ = follow(tx, grads, turns())
@@ -155,6 +142,19 @@ def test_m_config_in_full(x64, record_deviation):
     off = deviation(found, expected)
     record_deviation("M-ConFIG", off)
     assert off < 1e-12
+
+
+def test_the_page_trains():
+    page = run(python_blocks(DOCS / "methods" / "one_at_a_time.md"), "one_at_a_time.md")
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(32, 2)), jnp.float32)
+    params = {"in": 0.5 * rng.normal(size=(2, 8)), "out": 0.5 * rng.normal(size=8)}
+    params = start = jax.tree.map(jnp.float32, params)
+    state = page["tx"].init(params)
+    for count in range(300):
+        params, state = page["step"](count, params, state, x)
+    before, after = (page["losses_fn"](p, x) for p in (start, params))
+    assert sum(after.values()) < 0.1 * sum(before.values())
 
 
 def all_present(tx, steps=STEPS, terms=K):

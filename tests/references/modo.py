@@ -1,4 +1,4 @@
-"""MoDo of Chen et al., Alg. 2, on the K x P matrices of three batches."""
+"""MoDo of Chen et al., on the K x P matrices of three batches."""
 
 import numpy as np
 

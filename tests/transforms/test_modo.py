@@ -1,4 +1,4 @@
-"""MoDo against Alg. 2, with one, two and three batches."""
+"""MoDo against its algorithm, with one, two and three batches."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ K, STEPS = 3, 30
 @pytest.mark.parametrize(
     ("number", "masked"), [(1, False), (2, False), (3, False), (3, True)]
 )
-def test_agrees_with_algorithm_2(x64, record_deviation, number, masked):
+def test_agrees_with_its_algorithm(x64, record_deviation, number, masked):
     given = _runs.batches(STEPS, K)[:number]
     present = _runs.masks(STEPS, K) if masked else np.ones((STEPS, K), bool)
     spoiled = np.where(present[..., None], given, np.nan)
