@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool
 
 from multiterm_optax import _checks, _terms, _words
@@ -68,6 +70,8 @@ def value_and_one_grad(
     _checks.function(losses_fn, "losses_fn", name)
     if shares is not None:
         _checks.non_negative(shares, "shares", name, array=True)
+        if not isinstance(shares, Tracer) and not np.any(np.asarray(shares)):
+            raise ValueError(f"{name}: shares must not all be 0, found {shares!r}.")
 
     @functools.wraps(losses_fn)
     def fn(step: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
@@ -85,7 +89,7 @@ def value_and_one_grad(
                 one_loss = split_outputs(linear, primals, num_terms)[number]
                 cotangent = jnp.ones_like(jax.eval_shape(one_loss, *primals))
                 grads = jax.linear_transpose(one_loss, *primals)(cotangent)
-                # All branches return the same types; the others' losses are not read.
+                # What is not returned XLA does not compute: the other terms' losses.
                 return _only(losses, number), grads, aux
 
             return one
@@ -118,8 +122,11 @@ def _only(losses: Any, number: int) -> Any:
 def _check_step(step: Any, name: str) -> None:
     """Refuses what does not count steps, such as the parameters."""
     kind = getattr(step, "dtype", None)
-    traced = kind is not None and jnp.issubdtype(kind, jnp.integer)
-    if jnp.shape(step) != () if traced else _checks.as_int(step) is None:
+    if kind is None:
+        counts = _checks.as_int(step) is not None
+    else:
+        counts = jnp.issubdtype(kind, jnp.integer) and jnp.shape(step) == ()
+    if not counts:
         raise TypeError(
             f"{name}: step must be an integer that counts the steps from 0, found "
             f"{_words.describe(step)}."

@@ -170,6 +170,16 @@ BAD = {
         ValueError,
         "shares must",
     ),
+    "no share": (
+        lambda: mt.value_and_one_grad(as_dict, shares=[0, 0, 0, 0]),
+        ValueError,
+        "shares must not all be 0",
+    ),
+    "steps": (
+        lambda: mt.value_and_one_grad(as_dict)(jnp.arange(2), network(), batch()),
+        TypeError,
+        "step must",
+    ),
     "too few shares": (
         lambda: mt.value_and_one_grad(as_dict, shares=[1.0, 1.0])(
             0, network(), batch()
