@@ -18,8 +18,8 @@ class OneAtATimeState(NamedTuple):
 
     Attributes:
       term_counts: Number of steps in which each term was present, [K], int32.
-      momenta: Moving averages of the terms' gradients from zero, leaves [K, *p], in at
-        least float32, not corrected.
+      momenta: Moving averages of the terms' gradients, corrected for their start from
+        zero, leaves [K, *p], in at least float32.
       losses: The last loss of each term, [K], if the weighting reads losses, else None.
       weighting: The weighting's own state.
     """
@@ -99,28 +99,27 @@ def one_at_a_time(
         term_counts = keep_absent(
             jnp.asarray(optax.safe_increment(state.term_counts)), state.term_counts
         )
-        # The momenta of a term not seen yet are zero, whatever their divisor.
-        correct = 1 / _terms.bias_correction(decay, jnp.maximum(term_counts, 1))
+        # With this rate, 1 in a term's first step, the averages need no correction.
+        started = jnp.maximum(term_counts, 1)
+        rate = (1 - decay) / _terms.bias_correction(decay, started)
 
         def move(momentum: TermLeaf, update: TermLeaf) -> TermLeaf:
-            wide = update.astype(momentum.dtype)
-            moved = decay * momentum + (1 - decay) * wide
-            return keep_absent(moved.astype(momentum.dtype), momentum)
+            away = update.astype(momentum.dtype) - momentum
+            return keep_absent(momentum + _terms.scale(rate, away), momentum)
 
         momenta = jax.tree.map(move, state.momenta, step.updates)
         leaves, structure = jax.tree.flatten(momenta)
-        corrected = [_terms.scale(correct, leaf) for leaf in leaves]
         # With all terms present in each step none is to be masked.
         seen = None if step.present is None else term_counts > 0
         weights, found = _reweighting.find_weights(
             weighting,
-            corrected,
+            leaves,
             state.weighting,
             step._replace(present=seen),
             losses,
             num_terms,
         )
-        total = [_terms.weighted_sum(weights, leaf) for leaf in corrected]
+        total = [_terms.weighted_sum(weights, leaf) for leaf in leaves]
         dtypes = [leaf.dtype for leaf in jax.tree.leaves(step.updates)]
         summed = [x.astype(dtype) for x, dtype in zip(total, dtypes, strict=True)]
         kept = losses if state.losses is not None else None

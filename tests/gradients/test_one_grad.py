@@ -101,6 +101,26 @@ def test_a_whole_step_costs_about_one_gradient(weighting):
     assert cost(step, 0, params, tx.init(params), x) <= 1.1 * one
 
 
+@pytest.mark.usefixtures("full_compilation")
+def test_no_gradients_of_all_terms_are_ever_held():
+    # Large parameters and a small batch. Donated, the momenta are changed in place.
+    params = {"in": (256, 256), "out": (256, 256), "head": (256, K)}
+    params = {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in params.items()}
+    tx = mt.chain(mt.one_at_a_time(mt.mgda(), K), optax.sgd(0.1))
+    value_and_grad = mt.value_and_one_grad(as_dict)
+
+    def step(params, state, count, x):
+        _, grads, present = value_and_grad(count, params, x)
+        updates, state = tx.update(grads, state, params, present=present)
+        return optax.apply_updates(params, updates), state
+
+    arguments = params, jax.eval_shape(tx.init, params), 0, jnp.ones((4, 256))
+    program = jax.jit(step, donate_argnums=(0, 1)).lower(*arguments).compile()
+    copy = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
+    # That of the one gradient, which the switch returns.
+    assert program.memory_analysis().temp_size_in_bytes <= 1.2 * copy
+
+
 def test_parameters_that_the_term_does_not_touch_have_no_gradient():
     def losses_fn(params):
         return {"a": params["a"] ** 2, "b": params["b"] ** 2}
