@@ -14,6 +14,7 @@ from multiterm_optax.gradients import ntk_traces as ntk_traces
 from multiterm_optax.gradients import residual_attention as residual_attention
 from multiterm_optax.gradients import stack_terms as stack_terms
 from multiterm_optax.gradients import term_grads as term_grads
+from multiterm_optax.gradients import value_and_one_grad as value_and_one_grad
 from multiterm_optax.gradients import value_and_row_grads as value_and_row_grads
 from multiterm_optax.gradients import value_and_term_grads as value_and_term_grads
 from multiterm_optax.gradients import value_and_weighted_grad as value_and_weighted_grad
@@ -59,11 +60,17 @@ from multiterm_optax.transforms import dual_balanced as dual_balanced
 from multiterm_optax.transforms import inverse_dirichlet as inverse_dirichlet
 from multiterm_optax.transforms import lr_annealing as lr_annealing
 from multiterm_optax.transforms import output_balance as output_balance
+from multiterm_optax.transforms import db_mtl as db_mtl
+from multiterm_optax.transforms import excess_mtl as excess_mtl
+from multiterm_optax.transforms import moco as moco
+from multiterm_optax.transforms import modo as modo
 from multiterm_optax.transforms import per_term as per_term
 from multiterm_optax.transforms import reweight as reweight
+from multiterm_optax.transforms import sdmgrad as sdmgrad
 
 # K -> 1
 from multiterm_optax.aggregators import grad_drop as grad_drop
+from multiterm_optax.aggregators import one_at_a_time as one_at_a_time
 from multiterm_optax.aggregators import scale_by_max_adam as scale_by_max_adam
 from multiterm_optax.aggregators import sum_terms as sum_terms
 

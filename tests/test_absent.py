@@ -18,6 +18,7 @@ from multiterm_optax import (
     adaptive_mgda,
     adatask_adam,
     balance_by_norm,
+    by_norm,
     dual_balanced,
     equal,
     grad_drop,
@@ -29,6 +30,7 @@ from multiterm_optax import (
     metrics,
     mgda,
     mtadam,
+    one_at_a_time,
     per_term,
     reweight,
     scale_by_max_adam,
@@ -59,6 +61,8 @@ def adam():
 VARIANTS = {
     "balance_by_norm, global": lambda k: balance_by_norm(k, groups="global"),
     "reweight": lambda k: reweight(mgda(), k, groups="leaf"),
+    # The momentum of an absent term stays, and so does its norm.
+    "one_at_a_time": lambda k: one_at_a_time(by_norm(0.0), k),
     "scale_by_max_adam, mean": lambda k: scale_by_max_adam(k, reduction="mean"),
     "scale_by_max_adam, amsgrad": lambda k: scale_by_max_adam(k, amsgrad=True),
     "scale_by_max_adam, own, amsgrad": lambda k: scale_by_max_adam(

@@ -27,6 +27,7 @@ FLOORS = {
     "_products": 0.6,
     "_stages": 0.7,
     "_weighting": 0.75,
+    "_lifting": 0.8,
     "_reweighting": 0.8,
     "gradients": 1,
     "weightings": 1,

@@ -76,6 +76,44 @@ def weights_first(make: Callable[[Setting], mt.Weighting]) -> Method:
     return method
 
 
+def kept(make: Callable[[Setting], Any]) -> Method:
+    """Of a stage that keeps the terms: their sum, and Adam behind it."""
+
+    def chain(s):
+        return mt.chain(make(s), mt.sum_terms(), optax.adam(s.rate))
+
+    return per_term(chain)
+
+
+def one_term(make: Callable[[Setting], mt.Weighting]) -> Method:
+    """Of a weighting of momenta, where a step differentiates one term only.
+
+    Adam behind it has no momentum of its own.
+    """
+
+    def method(losses_fn, setting):
+        tx = mt.chain(
+            mt.one_at_a_time(make(setting), setting.num_terms),
+            optax.adam(setting.rate, b1=0.0),
+        )
+        value_and_grad = mt.value_and_one_grad(losses_fn)
+
+        def init(params):
+            return jnp.zeros([], jnp.int32), tx.init(params)
+
+        def step(params, state, batch):
+            count, inner = state
+            losses, grads, present = value_and_grad(count, params, batch)
+            updates, inner = tx.update(
+                grads, inner, params, losses=losses, present=present
+            )
+            return optax.apply_updates(params, updates), (count + 1, inner)
+
+        return init, step
+
+    return method
+
+
 def before_adatask(make: Callable[[Setting], mt.Weighting]) -> Method:
     """A weighting as K -> K, then an Adam for each term."""
 
@@ -177,6 +215,13 @@ METHODS: dict[str, Method] = {
     "ladatask_rmsprop": per_term(lambda s: mt.ladatask_rmsprop(s.rate, s.num_terms)),
     "pcgrad, adatask": before_adatask(lambda s: mt.pcgrad(s.key)),
     "cagrad, adatask": before_adatask(lambda s: mt.cagrad()),
+    "moco": kept(lambda s: mt.moco(s.num_terms)),
+    "db_mtl": kept(lambda s: mt.db_mtl(s.num_terms)),
+    "excess_mtl": kept(lambda s: mt.excess_mtl(s.num_terms)),
+    # A step has one batch, which stands for all that these two ask for.
+    "modo": kept(lambda s: mt.modo(s.num_terms)),
+    "sdmgrad": kept(lambda s: mt.sdmgrad(s.num_terms)),
+    "one_at_a_time, upgrad": one_term(lambda s: mt.upgrad()),
     "mgda": weights_first(lambda s: mt.mgda()),
     "mgda, l2": weights_first(lambda s: mt.mgda("l2")),
     "inexact_mgda": per_term(

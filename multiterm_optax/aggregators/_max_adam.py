@@ -6,9 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.core import Tracer
 
 from multiterm_optax import _checks, _stages, _terms
 from multiterm_optax._stages import Step
@@ -129,8 +127,8 @@ def scale_by_max_adam(
         )
         # The moments of a term not seen yet are zero, whatever their divisor.
         own_counts = jnp.maximum(term_counts, 1)
-        correct_mu = 1 / _bias_correction(b1, own_counts if own else step_count)
-        correct_nu = 1 / _bias_correction(b2, own_counts)
+        correct_mu = 1 / _terms.bias_correction(b1, own_counts if own else step_count)
+        correct_nu = 1 / _terms.bias_correction(b2, own_counts)
 
         def first_moment(update: TermLeaf, mu: jax.Array) -> jax.Array:
             wide = update.astype(_terms.accumulator_dtype(update))
@@ -175,13 +173,3 @@ def scale_by_max_adam(
         return stepped, ScaleByMaxAdamState(step_count, term_counts, mu, nu, nu_max)
 
     return _stages.stage(name, num_terms, init_fn, update_fn)
-
-
-def _bias_correction(decay: Scalar, step_count: jax.Array) -> jax.Array:
-    # 1 - decay**t loses most of its digits in float32. If the decay is known, expm1 of
-    # its logarithm in double precision keeps them.
-    steps = step_count.astype(jnp.result_type(float))
-    if isinstance(decay, Tracer):
-        return -jnp.expm1(steps * jnp.log(decay))
-    with np.errstate(divide="ignore"):
-        return -jnp.expm1(steps * float(np.log(np.float64(decay))))
