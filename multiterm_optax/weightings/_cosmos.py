@@ -76,10 +76,9 @@ def cosmos(preference: Any = None, penalty: Scalar = 1.0) -> Weighting:
         else:
             shares = _checks.vector(preference, "preference", name, problem.num_terms)
             shares = problem.only_present(shares)
-        ray, _ = _rays.unit(shares)
-        losses, length = _rays.unit(problem.losses)
-        slope = _rays.across(ray, losses) / jnp.where(length > 0, length, 1)
-        slope = jnp.where(length > 0, slope, 0)
+        _, length = _rays.unit(problem.losses)
+        slope = _rays.across(shares, problem.losses)
+        slope = jnp.where(length > 0, slope / jnp.where(length > 0, length, 1), 0)
         return shares - jnp.asarray(penalty, dtype) * slope, state
 
     return _weighting.method(name, init, find, reads_losses=True)

@@ -85,12 +85,13 @@ def pbi(preference: Any = None, penalty: Scalar = 5.0, ideal: Any = None) -> Wei
         shares = jnp.ones_like(problem.losses)
         if preference is not None:
             shares = _checks.vector(preference, "preference", name, problem.num_terms)
-        ray, _ = _rays.unit(problem.only_present(shares))
+        shares = problem.only_present(shares)
         origin = jnp.broadcast_to(
             jnp.asarray(0.0 if ideal is None else ideal, dtype), shares.shape
         )
-        losses, _ = _rays.unit(problem.only_present(problem.losses - origin))
-        away, _ = _rays.unit(_rays.across(losses, ray))
+        losses = problem.only_present(problem.losses - origin)
+        ray, _ = _rays.unit(shares)
+        away, _ = _rays.unit(_rays.across(losses, shares))
         return ray + jnp.asarray(penalty, dtype) * away, state
 
     return _weighting.method(name, init, find, reads_losses=True)

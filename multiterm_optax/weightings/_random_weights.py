@@ -68,8 +68,9 @@ def random_weights(key: jax.Array) -> Weighting:
     ) -> tuple[Weights, RandomWeightsState]:
         now = jax.random.wrap_key_data(state.keys.T, impl=impl)
         later, draw = jnp.moveaxis(jax.vmap(jax.random.split)(now), 1, 0)
-        dtype = jnp.result_type(float)
-        normals = jax.vmap(lambda one: jax.random.normal(one, dtype=dtype))(draw)
+        # The same numbers whatever the precision: in float64 others would be drawn.
+        normals = jax.vmap(lambda one: jax.random.normal(one, dtype=jnp.float32))(draw)
+        normals = normals.astype(jnp.result_type(float))
         # Absent terms have no share in the sum.
         highest = problem.largest(normals)
         shares = jnp.exp(normals - jnp.where(problem.any_present, highest, 0))
