@@ -53,7 +53,7 @@ def cr_mogm(weighting: Weighting, decay: Scalar = 0.9) -> Weighting:
 
     Source:
       Zhou et al., "On the Convergence of Stochastic Multi-Objective Gradient
-      Manipulation and Beyond", NeurIPS 2022, Alg. 1.
+      Manipulation and Beyond", NeurIPS 2022: CR-MOGM.
 
     Example:
       >>> import jax.numpy as jnp

@@ -19,14 +19,16 @@ from tests.references.min_norm import min_norm_point
 from tests.weightings import _runs
 
 METHODS = {
-    "cr_mogm": Method(mt.cr_mogm, {"weighting": lambda terms: mt.mgda()}, simplex=True),
+    "cr_mogm": Method(
+        mt.cr_mogm, {"weighting": lambda terms: mt.mgda()}, simplex=True, pareto=True
+    ),
     "cr_mogm, mixing": Method(lambda: mt.cr_mogm(mt.upgrad(rows=True))),
     "cr_mogm, losses": Method(lambda: mt.cr_mogm(mt.by_loss(0.5), 0.5)),
 }
 
 
 def formula(found, decay):
-    """Line 6 of Alg. 1, from equal weights."""
+    """The moving average of the paper, from equal weights."""
     smoothed, last = [], np.full(found.shape[1], 1 / found.shape[1])
     for one in found:
         last = decay * last + (1 - decay) * one
@@ -35,7 +37,7 @@ def formula(found, decay):
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.9])
-def test_agrees_with_algorithm_1(x64, record_deviation, rng, decay):
+def test_agrees_with_the_formula(x64, record_deviation, rng, decay):
     rows = rng.normal(size=(30, 3, 8)) * np.exp(rng.normal(size=(30, 3, 1)))
     found = np.stack([min_norm_point(J)[1] for J in rows])
     gramians = rows @ np.swapaxes(rows, 1, 2)
