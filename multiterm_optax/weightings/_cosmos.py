@@ -16,37 +16,29 @@ def cosmos(preference: Any = None, penalty: Scalar = 1.0) -> Weighting:
 
     The gradient with respect to the losses of
 
-    .. math:: \sum_i p_i L_i - \lambda \cos(p, L), \qquad
-
-    .. math::
-
-      w_i = p_i - \frac{\lambda}{\lVert L \rVert} \Bigl(
-        \frac{p_i}{\lVert p \rVert} - \cos(p, L) \frac{L_i}{\lVert L \rVert} \Bigr) .
+    .. math:: \sum_i p_i L_i - \lambda \cos(p, L) .
 
     The cosine draws the losses to the ray :math:`L \propto p`, on which a *larger*
     :math:`p_i` leaves a larger loss, though in the sum it weighs more. Weights are
-    negative where a loss is far below the ray. Where all losses are zero, and on the
-    ray, only the sum is left.
+    negative where a loss is far below the ray. Where all losses are zero the cosine is
+    left out.
 
     Args:
-      preference: :math:`p`, K numbers, not negative; they may be traced, so that one
-        ``vmap`` trains a whole front. ``None``: 1 / K each, where K is the number of
-        present terms.
+      preference: :math:`p`, K numbers, not negative; traced ones let one ``vmap`` train
+        a whole front. ``None``: 1 / K each, with K the number of present terms.
       penalty: :math:`\lambda`, not negative, in the units of the losses. 0 is the
         weighted sum. The paper chooses it for each data set.
 
     Returns:
-      A :class:`multiterm_optax.Weighting` that reads the losses only; weights [K].
-      Stateless.
+      A :class:`multiterm_optax.Weighting` of the losses only; weights [K]. Stateless.
 
     Raises:
-      ValueError: ``preference`` is negative or does not have K values, ``penalty`` is
-        negative, or losses are missing.
+      ValueError: An argument is negative, ``preference`` does not have K values, or
+        losses are missing.
 
     Source:
       Ruchte and Grabocka, "Scalable Pareto Front Approximation for Deep Multi-Objective
-      Learning", ICDM 2021: the objective, for one network a preference. There one
-      network takes preferences, drawn from a Dirichlet distribution, as an input.
+      Learning", ICDM 2021: the objective, here for one network a preference.
 
     Example:
       >>> import jax.numpy as jnp

@@ -33,19 +33,17 @@ def cr_mogm(weighting: Weighting, decay: Scalar = 0.9) -> Weighting:
     .. math:: w_t = \alpha \, w_{t-1} + (1 - \alpha) \, \hat w_t , \qquad w_0 = 1 / K .
 
     On noisy batches the weights of MGDA, PCGrad or CAGrad depend on the very gradients
-    that they weigh, which biases the step; averaged ones depend on them less. A
-    direction that conflicts with no term is not promised any more.
+    that they weigh, which biases the step; averaged ones depend on them less. But the
+    direction may conflict with a term.
 
     Args:
       weighting: What finds the weights, such as :func:`multiterm_optax.mgda`.
       decay: :math:`\alpha`, in [0, 1). 0 is the weighting itself.
 
     Returns:
-      A :class:`multiterm_optax.Weighting` that reads what ``weighting`` reads, with
-      weights of the same shape; for a mixing matrix :math:`w_0` is that multiple of the
-      identity. In a step that ``weighting`` asks to skip all weights are zero and the
-      average stays. With absent terms K is the number of the present ones, and what is
-      averaged for an absent term stays.
+      A :class:`multiterm_optax.Weighting` that reads what ``weighting`` reads; weights
+      of the same shape, for a matrix from the identity over K. A step that it asks to
+      skip leaves the average, as an absent term leaves its own.
 
     Raises:
       TypeError: ``weighting`` is not a weighting.

@@ -16,12 +16,9 @@ def krum(num_byzantine: int, num_selected: int = 1) -> Weighting:
 
     .. math:: s_i = \sum_{j \in N_i} \lVert g_i - g_j \rVert^2 ,
 
-    and the :math:`m` terms with the lowest scores get the weight :math:`1 / m` each.
-    Of equal scores the first term's counts as the lower one, as in the paper: with
-    :math:`K - f - 2 = 1` the two nearest gradients always tie.
-
-    For terms that estimate one and the same gradient, such as the losses of several
-    workers or data sources, some of which may be wrong.
+    and the :math:`m` terms with the lowest scores get the weight :math:`1 / m` each;
+    of equal scores the first is the lower one, as in the paper. For terms that estimate
+    one and the same gradient, such as the losses of several data sources.
 
     Args:
       num_byzantine: :math:`f`, the number of terms that may be wrong, at most K - 3, or
@@ -30,8 +27,8 @@ def krum(num_byzantine: int, num_selected: int = 1) -> Weighting:
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the gramian; weights [K] that sum
-      to 1. Stateless. With absent terms K is the number of the present ones; at least
-      one neighbour is counted, and at most all present terms are selected.
+      to 1. Stateless. K is the number of present terms, but one neighbour is counted
+      always.
 
     Raises:
       TypeError: An argument is no static int.

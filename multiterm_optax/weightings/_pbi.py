@@ -16,40 +16,33 @@ def pbi(preference: Any = None, penalty: Scalar = 5.0, ideal: Any = None) -> Wei
     r"""Weights of the penalty-based boundary intersection.
 
     The gradient with respect to the losses of :math:`d_1 + \theta d_2`, the way along
-    the ray from :math:`z` in the direction :math:`e = p / \lVert p \rVert` and the
-    distance from it,
+    a ray in the direction :math:`e = p / \lVert p \rVert`, and the distance from it:
 
     .. math::
 
-      d_1 = e \cdot (L - z), \qquad
-      d_2 = \lVert L - z - d_1 e \rVert, \qquad
-      w = e + \theta \, \frac{L - z - d_1 e}{d_2} .
+      d_1 = e \cdot (L - z), \qquad d_2 = \lVert L - z - d_1 e \rVert .
 
     A large penalty leaves losses with :math:`L - z \propto p`: a *larger* :math:`p_i`
-    leaves a larger loss. A loss below the ray has a smaller weight, which is negative
-    for most penalties. On the ray, where :math:`d_2` has a kink, :math:`w = e`.
+    leaves a larger loss. The weight of a loss below the ray is negative for most
+    penalties. On the ray, where :math:`d_2` has a kink, :math:`w = e`.
 
     Args:
-      preference: :math:`p`, K numbers, not negative, of which only the ratios count;
-        they may be traced, so that one ``vmap`` trains a whole front. ``None``: equal.
+      preference: :math:`p`, K numbers, not negative, in any unit; traced ones let one
+        ``vmap`` train a whole front. ``None``: equal.
       penalty: :math:`\theta`, not negative; 5 is the authors'.
-      ideal: :math:`z`, the best losses that can be hoped for: a number or an array [K],
-        of any sign. ``None``: 0.
+      ideal: :math:`z`, the best losses to hope for, a number or [K]. ``None``: 0.
 
     Returns:
-      A :class:`multiterm_optax.Weighting` that reads the losses only; weights [K].
-      Stateless. The weights do not change if all losses less ``ideal`` are multiplied
-      by one number.
+      A :class:`multiterm_optax.Weighting` of the losses only; weights [K]. Stateless.
 
     Raises:
-      ValueError: ``preference`` is negative, ``penalty`` is negative, one of
-        ``preference`` and ``ideal`` does not have K values, or losses are missing.
+      ValueError: ``preference`` or ``penalty`` is negative, ``preference`` or ``ideal``
+        does not have K values, or losses are missing.
 
     Source:
       Zhang and Li, "MOEA/D: A Multiobjective Evolutionary Algorithm Based on
-      Decomposition", IEEE Transactions on Evolutionary Computation 11(6), 2007, II-C,
-      for minimisation, as a loss for gradient descent as in LibMOON (Zhang et al.,
-      2024). :math:`d_1` has a sign here, where the paper takes its absolute value.
+      Decomposition", IEEE Transactions on Evolutionary Computation 11(6), 2007, II-C;
+      with the sign of :math:`d_1`, as in LibMOON (Zhang et al., 2024).
 
     Example:
       >>> import jax.numpy as jnp
