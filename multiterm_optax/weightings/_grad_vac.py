@@ -95,7 +95,7 @@ def _vaccinate(
     gramian: Gramian, targets: Mixing, orders: Int[Array, "K K"], decay: Scalar
 ) -> tuple[Mixing, Mixing]:
     scaled, units, silent = _units.split(gramian)
-    eps = float(jnp.finfo(scaled.dtype).eps)
+    eps, most = float(jnp.finfo(scaled.dtype).eps), jnp.finfo(scaled.dtype).max
     each = jnp.arange(len(units))
     lengths = jnp.sqrt(jnp.diagonal(scaled))
     share = jnp.asarray(decay, scaled.dtype)
@@ -111,13 +111,14 @@ def _vaccinate(
 
         own = jnp.sum(coefficients * dots, axis=1)
         size = jnp.sum(jnp.abs(coefficients), axis=1)
-        # A gradient of which roundings are left only has no direction.
-        there = own > 4 * len(units) * eps * size * size
+        # What is a rounding only has no direction. And near targets of 1 a gradient
+        # grows with every pair, up to where the next square would overflow.
+        there = (own > 4 * len(units) * eps * size * size) & (size < most**0.4)
         there = there & ~silent & ~silent[others] & (others != each)
         norms = jnp.sqrt(jnp.where(there, own, 1))
         cosines = jnp.clip(pick(dots) / (norms * lengths[others]), -1, 1)
         wanted = pick(targets)
-        ratio = _sine(cosines) / jnp.maximum(_sine(wanted), eps)
+        ratio = _sine(cosines) / jnp.maximum(_sine(wanted), eps**0.5)
         steps = norms / lengths[others] * (wanted * ratio - cosines)
         steps = jnp.where(there & (cosines < wanted), steps, 0)[:, None]
         moved = wanted + share * (cosines - wanted)

@@ -167,6 +167,16 @@ def test_degenerate_gradients_stay_finite():
         assert_identical(found[:2], np.float64(batch[:2]))
 
 
+def test_targets_of_one_and_gradients_that_miss_them_stay_finite():
+    rng = np.random.default_rng(0)
+    equal = np.ones((40, 12, 20)) * rng.normal(size=20)
+    batch = np.concatenate([equal, rng.normal(size=(5, 12, 20))]).astype(np.float32)
+    found, states = run(batch, 0.9)
+    assert_finite((found, states))
+    assert_close(states.targets[39], 1 - np.eye(12), rtol=1e-6)
+    assert np.max(np.abs(found[40])) > 1e3  # as near to a cosine of 1 as can be
+
+
 def test_opposed_gradients_vanish_at_first():
     found, _ = run(np.float32([[[1, 2], [-2, -4]]]), 0.01)
     assert_close(found, np.zeros((1, 2, 2)), rtol=0, atol=1e-6)
