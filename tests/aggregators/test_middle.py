@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from multiterm_optax import median_terms, sum_terms, trimmed_mean
 from multiterm_optax.aggregators import _middle
@@ -135,3 +137,16 @@ def test_bad_trim_is_named(own_errors, trim, error, words):
     with pytest.raises(error, match="trim must be") as caught:
         trimmed_mean(trim)
     assert_message(caught.value, "trimmed_mean", *words)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("spec", [P("a"), P(None, "a"), P("b", "a")])
+def test_terms_and_parameters_over_devices(rng, kind, spec):
+    grads = rng.normal(size=(4, 8, 3)).astype(np.float32)
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(kind, kind))
+    expected = np.median(grads, axis=0)
+    with jax.set_mesh(mesh):
+        found = update(median_terms(), jax.device_put(grads, NamedSharding(mesh, spec)))
+        rest = NamedSharding(mesh, P(*spec[1:]))
+        assert found.sharding.is_equivalent_to(rest, found.ndim)
+    assert_close(found, expected, rtol=1e-6)
