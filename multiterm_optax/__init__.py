@@ -30,7 +30,10 @@ from multiterm_optax.weightings import (
     coefficient_of_variation as coefficient_of_variation,
 )
 from multiterm_optax.weightings import compose as compose
+from multiterm_optax.weightings import config as config
 from multiterm_optax.weightings import constant as constant
+from multiterm_optax.weightings import cosmos as cosmos
+from multiterm_optax.weightings import cr_mogm as cr_mogm
 from multiterm_optax.weightings import dual_proj as dual_proj
 from multiterm_optax.weightings import dwa as dwa
 from multiterm_optax.weightings import equal as equal
@@ -39,6 +42,7 @@ from multiterm_optax.weightings import famo as famo
 from multiterm_optax.weightings import frozen as frozen
 from multiterm_optax.weightings import grad_norm_balance as grad_norm_balance
 from multiterm_optax.weightings import geometric_mean as geometric_mean
+from multiterm_optax.weightings import grad_vac as grad_vac
 from multiterm_optax.weightings import gradnorm as gradnorm
 from multiterm_optax.weightings import imtl_l as imtl_l
 from multiterm_optax.weightings import inexact_mgda as inexact_mgda
@@ -49,6 +53,12 @@ from multiterm_optax.weightings import ntk as ntk
 from multiterm_optax.weightings import pcgrad as pcgrad
 from multiterm_optax.weightings import relobralo as relobralo
 from multiterm_optax.weightings import soft_uncertainty as soft_uncertainty
+from multiterm_optax.weightings import krum as krum
+from multiterm_optax.weightings import lbtw as lbtw
+from multiterm_optax.weightings import mgda as mgda
+from multiterm_optax.weightings import pbi as pbi
+from multiterm_optax.weightings import pcgrad as pcgrad
+from multiterm_optax.weightings import random_weights as random_weights
 from multiterm_optax.weightings import softadapt as softadapt
 from multiterm_optax.weightings import stch as stch
 from multiterm_optax.weightings import uncertainty as uncertainty
@@ -71,8 +81,10 @@ from multiterm_optax.transforms import sdmgrad as sdmgrad
 # K -> 1
 from multiterm_optax.aggregators import grad_drop as grad_drop
 from multiterm_optax.aggregators import one_at_a_time as one_at_a_time
+from multiterm_optax.aggregators import median_terms as median_terms
 from multiterm_optax.aggregators import scale_by_max_adam as scale_by_max_adam
 from multiterm_optax.aggregators import sum_terms as sum_terms
+from multiterm_optax.aggregators import trimmed_mean as trimmed_mean
 
 # read-only
 from multiterm_optax import metrics as metrics

@@ -60,6 +60,7 @@ class Method:
       simplex: The weights are not negative and sum to 1.
       agrees: The direction conflicts with no term.
       shortest: The direction is the min-norm point.
+      signed: Weights may be negative, where the method goes uphill on purpose.
       digits: How near float32 comes to float64 over 36 orders of magnitude.
       pareto: It stops wherever no direction helps all terms, and promises no more.
       rate: The peak learning rate in the battery.
@@ -78,6 +79,7 @@ class Method:
     simplex: bool = False
     agrees: bool = False
     shortest: bool = False
+    signed: bool = False
     digits: float = 1e-5
     pareto: bool = False
     rate: float = 0.1

@@ -153,11 +153,19 @@ def test_methods_keep_what_the_table_says(method, field, shape):
 
 def test_sweep_trades_one_term_for_the_other(names):
     found = names("pareto_sweep")
-    losses = np.asarray(found["losses"])
-    assert losses.shape == (21, 2)
+    fronts = {name: np.asarray(losses) for name, losses in found["fronts"].items()}
+    assert {losses.shape for losses in fronts.values()} == {(21, 2)}
     # All the weight on one term: it ends lower than with none, and the other higher.
+    losses = fronts["weighted sum"]
     assert losses[-1, 0] < 0.5 * losses[0, 0]
     assert losses[0, 1] < 0.5 * losses[-1, 1]
+    # Where the preference is a ray it is the other way round.
+    for name in ("COSMOS", "PBI"):
+        assert fronts[name][0, 0] < 0.5 * fronts[name][-1, 0]
+    page = (DOCS / "recipes" / "pareto_sweep.md").read_text("utf-8")
+    row = page.split("| hypervolume |")[1].split("\n")[0]
+    said = [float(cell) for cell in row.strip(" |").split("|")]
+    np.testing.assert_allclose(said, list(found["volumes"].values()), atol=0.01)
     assert (found["folder"] / "pareto.png").stat().st_size > 0
 
 

@@ -236,6 +236,13 @@ METHODS: dict[str, Method] = {
     "upgrad": weights_first(lambda s: mt.upgrad()),
     "dual_proj": weights_first(lambda s: mt.dual_proj()),
     "pcgrad": weights_first(lambda s: mt.pcgrad(s.key)),
+    "krum": weights_first(lambda s: mt.krum(num_byzantine=0)),
+    "cr_mogm, mgda": weights_first(lambda s: mt.cr_mogm(mt.mgda())),
+    "random_weights": weights_first(lambda s: mt.random_weights(s.key)),
+    "trimmed_mean": per_term(
+        lambda s: mt.chain(mt.trimmed_mean(1), optax.adam(s.rate))
+    ),
+    "median_terms": per_term(lambda s: mt.chain(mt.median_terms(), optax.adam(s.rate))),
     "grad_drop": per_term(lambda s: mt.chain(mt.grad_drop(s.key), optax.adam(s.rate))),
     "gradnorm": weights_first(lambda s: mt.gradnorm()),
     "uncertainty": weights_first(lambda s: mt.uncertainty()),

@@ -26,9 +26,13 @@ from multiterm_optax.weightings._coefficient_of_variation import (
 )
 from multiterm_optax.weightings._compose import ComposeState as ComposeState
 from multiterm_optax.weightings._compose import compose as compose
+from multiterm_optax.weightings._config import config as config
 from multiterm_optax.weightings._constant import FixedState as FixedState
 from multiterm_optax.weightings._constant import constant as constant
 from multiterm_optax.weightings._constant import equal as equal
+from multiterm_optax.weightings._cosmos import cosmos as cosmos
+from multiterm_optax.weightings._cr_mogm import CRMOGMState as CRMOGMState
+from multiterm_optax.weightings._cr_mogm import cr_mogm as cr_mogm
 from multiterm_optax.weightings._dual_cone import DualConeState as DualConeState
 from multiterm_optax.weightings._dual_cone import dual_proj as dual_proj
 from multiterm_optax.weightings._dual_cone import upgrad as upgrad
@@ -47,6 +51,8 @@ from multiterm_optax.weightings._grad_norm_balance import (
 from multiterm_optax.weightings._grad_norm_balance import (
     grad_norm_balance as grad_norm_balance,
 )
+from multiterm_optax.weightings._grad_vac import GradVacState as GradVacState
+from multiterm_optax.weightings._grad_vac import grad_vac as grad_vac
 from multiterm_optax.weightings._gradnorm import GradNormState as GradNormState
 from multiterm_optax.weightings._gradnorm import gradnorm as gradnorm
 from multiterm_optax.weightings._imtl_l import IMTLLState as IMTLLState
@@ -57,6 +63,7 @@ from multiterm_optax.weightings._inexact_mgda import (
 from multiterm_optax.weightings._inexact_mgda import inexact_mgda as inexact_mgda
 from multiterm_optax.weightings._lagrangian import LagrangianState as LagrangianState
 from multiterm_optax.weightings._lagrangian import lagrangian as lagrangian
+from multiterm_optax.weightings._krum import krum as krum
 from multiterm_optax.weightings._lbtw import LBTWState as LBTWState
 from multiterm_optax.weightings._lbtw import lbtw as lbtw
 from multiterm_optax.weightings._mgda import MGDAState as MGDAState
@@ -70,6 +77,13 @@ from multiterm_optax.weightings._relobralo import relobralo as relobralo
 from multiterm_optax.weightings._soft_uncertainty import (
     soft_uncertainty as soft_uncertainty,
 )
+from multiterm_optax.weightings._pbi import pbi as pbi
+from multiterm_optax.weightings._pcgrad import PCGradState as PCGradState
+from multiterm_optax.weightings._pcgrad import pcgrad as pcgrad
+from multiterm_optax.weightings._random_weights import (
+    RandomWeightsState as RandomWeightsState,
+)
+from multiterm_optax.weightings._random_weights import random_weights as random_weights
 from multiterm_optax.weightings._softadapt import SoftAdaptState as SoftAdaptState
 from multiterm_optax.weightings._softadapt import softadapt as softadapt
 from multiterm_optax.weightings._stch import stch as stch
