@@ -54,10 +54,7 @@ from multiterm_optax.weightings import pcgrad as pcgrad
 from multiterm_optax.weightings import relobralo as relobralo
 from multiterm_optax.weightings import soft_uncertainty as soft_uncertainty
 from multiterm_optax.weightings import krum as krum
-from multiterm_optax.weightings import lbtw as lbtw
-from multiterm_optax.weightings import mgda as mgda
 from multiterm_optax.weightings import pbi as pbi
-from multiterm_optax.weightings import pcgrad as pcgrad
 from multiterm_optax.weightings import random_weights as random_weights
 from multiterm_optax.weightings import softadapt as softadapt
 from multiterm_optax.weightings import stch as stch

@@ -61,22 +61,15 @@ from multiterm_optax.weightings._inexact_mgda import (
     InexactMGDAState as InexactMGDAState,
 )
 from multiterm_optax.weightings._inexact_mgda import inexact_mgda as inexact_mgda
+from multiterm_optax.weightings._krum import krum as krum
 from multiterm_optax.weightings._lagrangian import LagrangianState as LagrangianState
 from multiterm_optax.weightings._lagrangian import lagrangian as lagrangian
-from multiterm_optax.weightings._krum import krum as krum
 from multiterm_optax.weightings._lbtw import LBTWState as LBTWState
 from multiterm_optax.weightings._lbtw import lbtw as lbtw
 from multiterm_optax.weightings._mgda import MGDAState as MGDAState
 from multiterm_optax.weightings._mgda import mgda as mgda
 from multiterm_optax.weightings._ntk import NTKState as NTKState
 from multiterm_optax.weightings._ntk import ntk as ntk
-from multiterm_optax.weightings._pcgrad import PCGradState as PCGradState
-from multiterm_optax.weightings._pcgrad import pcgrad as pcgrad
-from multiterm_optax.weightings._relobralo import ReLoBRaLoState as ReLoBRaLoState
-from multiterm_optax.weightings._relobralo import relobralo as relobralo
-from multiterm_optax.weightings._soft_uncertainty import (
-    soft_uncertainty as soft_uncertainty,
-)
 from multiterm_optax.weightings._pbi import pbi as pbi
 from multiterm_optax.weightings._pcgrad import PCGradState as PCGradState
 from multiterm_optax.weightings._pcgrad import pcgrad as pcgrad
@@ -84,6 +77,11 @@ from multiterm_optax.weightings._random_weights import (
     RandomWeightsState as RandomWeightsState,
 )
 from multiterm_optax.weightings._random_weights import random_weights as random_weights
+from multiterm_optax.weightings._relobralo import ReLoBRaLoState as ReLoBRaLoState
+from multiterm_optax.weightings._relobralo import relobralo as relobralo
+from multiterm_optax.weightings._soft_uncertainty import (
+    soft_uncertainty as soft_uncertainty,
+)
 from multiterm_optax.weightings._softadapt import SoftAdaptState as SoftAdaptState
 from multiterm_optax.weightings._softadapt import softadapt as softadapt
 from multiterm_optax.weightings._stch import stch as stch
