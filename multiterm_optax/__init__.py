@@ -18,19 +18,24 @@ from multiterm_optax.gradients import value_and_weighted_grad as value_and_weigh
 
 # (gramian, losses) -> weights
 from multiterm_optax.weightings import Weighting as Weighting
+from multiterm_optax.weightings import aligned_mtl as aligned_mtl
 from multiterm_optax.weightings import by_loss as by_loss
 from multiterm_optax.weightings import by_norm as by_norm
 from multiterm_optax.weightings import cagrad as cagrad
+from multiterm_optax.weightings import chebyshev as chebyshev
 from multiterm_optax.weightings import compose as compose
 from multiterm_optax.weightings import constant as constant
 from multiterm_optax.weightings import dual_proj as dual_proj
 from multiterm_optax.weightings import dwa as dwa
 from multiterm_optax.weightings import equal as equal
+from multiterm_optax.weightings import fair_grad as fair_grad
 from multiterm_optax.weightings import frozen as frozen
 from multiterm_optax.weightings import gradnorm as gradnorm
+from multiterm_optax.weightings import imtl_g as imtl_g
 from multiterm_optax.weightings import inexact_mgda as inexact_mgda
 from multiterm_optax.weightings import lbtw as lbtw
 from multiterm_optax.weightings import mgda as mgda
+from multiterm_optax.weightings import nash_mtl as nash_mtl
 from multiterm_optax.weightings import pcgrad as pcgrad
 from multiterm_optax.weightings import softadapt as softadapt
 from multiterm_optax.weightings import uncertainty as uncertainty

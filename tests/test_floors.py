@@ -19,6 +19,7 @@ FLOORS = {
     "_words": 0.0,
     "_checks": 0.25,
     "_shardings": 0.25,
+    "_linear": 0.25,
     "_groups": 0.5,
     "_nnqp": 0.5,
     "_bracketing": 0.5,

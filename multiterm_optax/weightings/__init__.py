@@ -8,12 +8,15 @@ without them, and their part of the state stays as it was.
 """
 
 from multiterm_optax._weighting import Weighting as Weighting
+from multiterm_optax.weightings._aligned_mtl import aligned_mtl as aligned_mtl
 from multiterm_optax.weightings._by_loss import ByLossState as ByLossState
 from multiterm_optax.weightings._by_loss import by_loss as by_loss
 from multiterm_optax.weightings._by_norm import ByNormState as ByNormState
 from multiterm_optax.weightings._by_norm import by_norm as by_norm
 from multiterm_optax.weightings._cagrad import CAGradState as CAGradState
 from multiterm_optax.weightings._cagrad import cagrad as cagrad
+from multiterm_optax.weightings._chebyshev import ChebyshevState as ChebyshevState
+from multiterm_optax.weightings._chebyshev import chebyshev as chebyshev
 from multiterm_optax.weightings._compose import ComposeState as ComposeState
 from multiterm_optax.weightings._compose import compose as compose
 from multiterm_optax.weightings._constant import FixedState as FixedState
@@ -24,10 +27,14 @@ from multiterm_optax.weightings._dual_cone import dual_proj as dual_proj
 from multiterm_optax.weightings._dual_cone import upgrad as upgrad
 from multiterm_optax.weightings._dwa import DWAState as DWAState
 from multiterm_optax.weightings._dwa import dwa as dwa
+from multiterm_optax.weightings._fair_grad import FairGradState as FairGradState
+from multiterm_optax.weightings._fair_grad import fair_grad as fair_grad
 from multiterm_optax.weightings._frozen import FrozenState as FrozenState
 from multiterm_optax.weightings._frozen import frozen as frozen
 from multiterm_optax.weightings._gradnorm import GradNormState as GradNormState
 from multiterm_optax.weightings._gradnorm import gradnorm as gradnorm
+from multiterm_optax.weightings._imtl_g import IMTLGState as IMTLGState
+from multiterm_optax.weightings._imtl_g import imtl_g as imtl_g
 from multiterm_optax.weightings._inexact_mgda import (
     InexactMGDAState as InexactMGDAState,
 )
@@ -36,6 +43,8 @@ from multiterm_optax.weightings._lbtw import LBTWState as LBTWState
 from multiterm_optax.weightings._lbtw import lbtw as lbtw
 from multiterm_optax.weightings._mgda import MGDAState as MGDAState
 from multiterm_optax.weightings._mgda import mgda as mgda
+from multiterm_optax.weightings._nash_mtl import NashMTLState as NashMTLState
+from multiterm_optax.weightings._nash_mtl import nash_mtl as nash_mtl
 from multiterm_optax.weightings._pcgrad import PCGradState as PCGradState
 from multiterm_optax.weightings._pcgrad import pcgrad as pcgrad
 from multiterm_optax.weightings._softadapt import SoftAdaptState as SoftAdaptState
