@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from multiterm_optax import _checks, _weighting
+from multiterm_optax import _checks, _linear, _weighting
 from multiterm_optax._typing import Weights
 from multiterm_optax._weighting import Problem, Weighting
 from multiterm_optax.weightings import _jacobi, _units
@@ -77,23 +77,28 @@ def aligned_mtl(
             shares = _checks.vector(preference, "preference", name, problem.num_terms)
             shares = problem.only_present(shares).astype(gramian.dtype)
         cosines, lengths, silent = _units.cosines(gramian)
-        longest = jnp.max(jnp.where(silent, 0, lengths))
-        lengths = jnp.where(silent, 0, lengths / jnp.where(longest > 0, longest, 1))
-        eigen = _jacobi.decompose(cosines, lengths)
-        roots = jnp.where(eigen.kept, eigen.roots, 1)
-        factors = jnp.where(eigen.kept, _scale(eigen, scale) / roots, 0)
-        return _jacobi.combine(eigen, factors, shares), state
+        # Relative to the shortest, so that nothing over- or underflows.
+        shortest = jnp.min(jnp.where(silent, jnp.inf, lengths))
+        lengths = jnp.where(silent, 0, lengths / shortest)
+        found = _jacobi.decompose(cosines, lengths)
+        shared = _linear.dot(_linear.dot(found.vectors, shares), found.parts)
+        weights = _scale(found, scale) * shared / jnp.where(silent, 1, lengths)
+        return jnp.where(silent, 0, weights), state
 
     return _weighting.method(name, init, find, reads_gramian=True)
 
 
-def _scale(eigen: _jacobi.Eigen, scale: str) -> Float[Array, ""]:
+def _scale(found: _jacobi.Components, scale: str) -> Float[Array, ""]:
     """The root of the scale."""
-    if scale == "min":
-        return jnp.min(jnp.where(eigen.kept, eigen.roots, jnp.inf))
-    number = jnp.maximum(jnp.sum(eigen.kept), 1)
+    roots, kept = found.roots, found.kept
+    number = jnp.maximum(jnp.sum(kept), 1)
     if scale == "rmse":
-        return jnp.sqrt(jnp.sum(eigen.roots**2) / number.astype(eigen.roots.dtype))
-    ordered = jnp.sort(jnp.where(eigen.kept, eigen.roots, jnp.inf))
+        longest = jnp.maximum(jnp.max(roots), 1)
+        total = jnp.sum((roots / longest) ** 2)
+        return longest * jnp.sqrt(total / number.astype(roots.dtype))
+    ordered = jnp.sort(jnp.where(kept, roots, jnp.inf))
+    if scale == "min":
+        return jnp.where(jnp.any(kept), ordered[0], 0)
     middle = ordered[jnp.stack([(number - 1) // 2, number // 2])]
+    middle = jnp.where(jnp.any(kept), middle, 0)
     return jnp.hypot(middle[0], middle[1]) / 2**0.5

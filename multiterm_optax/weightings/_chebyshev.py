@@ -67,6 +67,9 @@ def chebyshev() -> Weighting:
         cosines, lengths, silent = _units.cosines(problem.gramian)
         awake = problem._replace(gramian=cosines, present=~silent)
         weights, converged = _min_norm.find(awake, None)
+        # What is zero but for its rounding must not weigh, however short the gradient.
+        rounding = 8 * jnp.finfo(weights.dtype).eps
+        weights = jnp.where(weights > rounding, weights, 0)
         # For the gradients as they are, and relative to the shortest.
         shortest = jnp.min(jnp.where(silent, jnp.inf, lengths))
         weights = jnp.where(silent, 0, weights * (shortest / lengths))

@@ -21,6 +21,7 @@ METHODS = {
     "fair_grad, alpha 2": Method(
         fair_grad,
         {"alpha": 2.0, "preference": ByTerm((0.5, 2.0, 1.0))},
+        permutes=False,
         invariant=False,
     ),
 }

@@ -8,7 +8,9 @@ from tests._methods import Method
 from tests.references import imtl_g as reference
 from tests.weightings import _awkward
 
-METHODS = {"imtl_g": Method(imtl_g)}
+# Where the sum that divides its weights is near zero its steps are as long as the
+# formula says. Adam remembers them for long, and in the battery it need not arrive.
+METHODS = {"imtl_g": Method(imtl_g, nearness=10.0)}
 BATCH = len(_awkward.ROWS)
 
 solve = _awkward.batched(imtl_g())
@@ -85,8 +87,8 @@ def test_projections_on_unit_gradients_are_equal_and_positive():
     np.testing.assert_allclose(weights.sum(axis=1), sums, rtol=1e-5)
 
 
-# Both have a third term between the other two, which the weights are negative for.
-POLE = [[1, 0.2, 0], [-0.9, 0.2, 0], [0, 0.2, 0.001]]
+# The second lies between the other two, and its weight has another sign.
+POLE = [[1, 0.2, 0], [0.8, 0.9, 0.1], [0.2, 0.9, -0.3]]
 
 
 def test_a_sum_of_weights_near_zero_stays_finite():
@@ -102,8 +104,9 @@ def test_a_sum_of_weights_near_zero_stays_finite():
     lengths[:, negative] = at * (1 + steps)
     weights, state = solve((units * lengths[:, :, None]).astype(np.float32))
     assert np.all(np.isfinite(weights))
-    assert state.turned[0] != state.turned[-1]
-    np.testing.assert_allclose(np.abs(weights[[0, -1]].sum(axis=1)), 1, rtol=1e-3)
+    assert state.turned[0]
+    assert not state.turned[8]
+    np.testing.assert_allclose(weights[[0, 8]].sum(axis=1), [-1, 1], rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
