@@ -52,7 +52,8 @@ def fair_grad(alpha: Scalar = 1.0, preference: Any = None) -> Weighting:
         have K values.
 
     Source:
-      Ban and Ji, "Fair Resource Allocation in Multi-Task Learning", ICML 2024, Eq. 7.
+      Ban and Ji, "Fair Resource Allocation in Multi-Task Learning", ICML 2024, the
+      optimality condition of the alpha-fair objective; the preference is added here.
 
     Example:
       >>> import jax.numpy as jnp

@@ -52,7 +52,8 @@ def imtl_g() -> Weighting:
       A :class:`multiterm_optax.Weighting` that reads the gramian; weights [K].
 
     Source:
-      Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021, Eq. 3 to 7.
+      Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021, the closed form
+      of the gradient balance (3.1).
 
     Example:
       >>> import jax.numpy as jnp

@@ -55,7 +55,8 @@ def decompose(cosines: Gramian, lengths: Norms) -> Components:
     rows = columns * jnp.sqrt(jnp.where(values > resolution, values, 0))[None, :]
     silent = lengths == 0
     rows = jnp.where(silent[:, None], 0, rows)
-    identity = jnp.eye(terms, dtype=rows.dtype)
+    # Like the problem: inside shard_map it then differs by device as that does.
+    identity = jnp.zeros_like(rows) + jnp.eye(terms, dtype=rows.dtype)
     odd = terms % 2
     start = _Rows(
         jnp.pad(jnp.concatenate([rows, identity], axis=1), ((0, odd), (0, 0))),

@@ -1,4 +1,4 @@
-"""FairGrad, Eq. 7 of Ban and Ji, over directions and not over weights.
+"""FairGrad of Ban and Ji, over directions and not over weights.
 
 With w_i = p_i (g_i.d)^-alpha the equation d = sum w_i g_i says that d maximises
 sum p_i (g_i.d)^(1 - alpha) / (1 - alpha) - |d|^2 / 2, a concave function, found by

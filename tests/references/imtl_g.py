@@ -1,4 +1,4 @@
-"""IMTL-G, Eq. 3 to 7 of Liu et al., as printed."""
+"""IMTL-G, the closed form of Liu et al., as printed."""
 
 import numpy as np
 
