@@ -29,6 +29,8 @@ from multiterm_optax.weightings import causal as causal
 from multiterm_optax.weightings import (
     coefficient_of_variation as coefficient_of_variation,
 )
+from multiterm_optax.weightings import aligned_mtl as aligned_mtl
+from multiterm_optax.weightings import chebyshev as chebyshev
 from multiterm_optax.weightings import compose as compose
 from multiterm_optax.weightings import config as config
 from multiterm_optax.weightings import constant as constant
@@ -39,17 +41,20 @@ from multiterm_optax.weightings import dwa as dwa
 from multiterm_optax.weightings import equal as equal
 from multiterm_optax.weightings import excess as excess
 from multiterm_optax.weightings import famo as famo
+from multiterm_optax.weightings import fair_grad as fair_grad
 from multiterm_optax.weightings import frozen as frozen
 from multiterm_optax.weightings import grad_norm_balance as grad_norm_balance
 from multiterm_optax.weightings import geometric_mean as geometric_mean
 from multiterm_optax.weightings import grad_vac as grad_vac
 from multiterm_optax.weightings import gradnorm as gradnorm
 from multiterm_optax.weightings import imtl_l as imtl_l
+from multiterm_optax.weightings import imtl_g as imtl_g
 from multiterm_optax.weightings import inexact_mgda as inexact_mgda
 from multiterm_optax.weightings import lagrangian as lagrangian
 from multiterm_optax.weightings import lbtw as lbtw
 from multiterm_optax.weightings import mgda as mgda
 from multiterm_optax.weightings import ntk as ntk
+from multiterm_optax.weightings import nash_mtl as nash_mtl
 from multiterm_optax.weightings import pcgrad as pcgrad
 from multiterm_optax.weightings import relobralo as relobralo
 from multiterm_optax.weightings import soft_uncertainty as soft_uncertainty

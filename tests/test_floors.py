@@ -20,6 +20,7 @@ FLOORS = {
     "_checks": 0.25,
     "_shardings": 0.25,
     "_averages": 0.25,
+    "_linear": 0.25,
     "_groups": 0.5,
     "_nnqp": 0.5,
     "_bracketing": 0.5,

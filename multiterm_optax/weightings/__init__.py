@@ -11,6 +11,7 @@ from multiterm_optax._weighting import Weighting as Weighting
 from multiterm_optax.weightings._adaptive_weight import (
     adaptive_weight as adaptive_weight,
 )
+from multiterm_optax.weightings._aligned_mtl import aligned_mtl as aligned_mtl
 from multiterm_optax.weightings._by_loss import ByLossState as ByLossState
 from multiterm_optax.weightings._by_loss import by_loss as by_loss
 from multiterm_optax.weightings._by_norm import ByNormState as ByNormState
@@ -18,6 +19,8 @@ from multiterm_optax.weightings._by_norm import by_norm as by_norm
 from multiterm_optax.weightings._cagrad import CAGradState as CAGradState
 from multiterm_optax.weightings._cagrad import cagrad as cagrad
 from multiterm_optax.weightings._causal import causal as causal
+from multiterm_optax.weightings._chebyshev import ChebyshevState as ChebyshevState
+from multiterm_optax.weightings._chebyshev import chebyshev as chebyshev
 from multiterm_optax.weightings._coefficient_of_variation import (
     CoefficientOfVariationState as CoefficientOfVariationState,
 )
@@ -40,6 +43,8 @@ from multiterm_optax.weightings._dwa import DWAState as DWAState
 from multiterm_optax.weightings._dwa import dwa as dwa
 from multiterm_optax.weightings._excess import ExcessState as ExcessState
 from multiterm_optax.weightings._excess import excess as excess
+from multiterm_optax.weightings._fair_grad import FairGradState as FairGradState
+from multiterm_optax.weightings._fair_grad import fair_grad as fair_grad
 from multiterm_optax.weightings._famo import FAMOState as FAMOState
 from multiterm_optax.weightings._famo import famo as famo
 from multiterm_optax.weightings._frozen import FrozenState as FrozenState
@@ -55,6 +60,8 @@ from multiterm_optax.weightings._grad_vac import GradVacState as GradVacState
 from multiterm_optax.weightings._grad_vac import grad_vac as grad_vac
 from multiterm_optax.weightings._gradnorm import GradNormState as GradNormState
 from multiterm_optax.weightings._gradnorm import gradnorm as gradnorm
+from multiterm_optax.weightings._imtl_g import IMTLGState as IMTLGState
+from multiterm_optax.weightings._imtl_g import imtl_g as imtl_g
 from multiterm_optax.weightings._imtl_l import IMTLLState as IMTLLState
 from multiterm_optax.weightings._imtl_l import imtl_l as imtl_l
 from multiterm_optax.weightings._inexact_mgda import (
@@ -68,6 +75,8 @@ from multiterm_optax.weightings._lbtw import LBTWState as LBTWState
 from multiterm_optax.weightings._lbtw import lbtw as lbtw
 from multiterm_optax.weightings._mgda import MGDAState as MGDAState
 from multiterm_optax.weightings._mgda import mgda as mgda
+from multiterm_optax.weightings._nash_mtl import NashMTLState as NashMTLState
+from multiterm_optax.weightings._nash_mtl import nash_mtl as nash_mtl
 from multiterm_optax.weightings._ntk import NTKState as NTKState
 from multiterm_optax.weightings._ntk import ntk as ntk
 from multiterm_optax.weightings._pbi import pbi as pbi
