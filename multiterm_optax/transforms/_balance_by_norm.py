@@ -1,6 +1,6 @@
 """MTAdam's first half: brings the terms' gradients to one size, group by group."""
 
-from typing import Any, Literal
+from typing import Any
 
 import optax
 
@@ -14,7 +14,7 @@ def balance_by_norm(
     num_terms: int,
     decay: Scalar = 0.9,
     *,
-    anchor: int | Literal["mean"] | None = None,
+    anchor: int | str | None = None,
     norm_init: Scalar | None = None,
     weights: Any = None,
     groups: Groups = "leaf",
