@@ -89,10 +89,8 @@ def adatask_adam(
     Args:
       learning_rate: A number or an Optax schedule.
       num_terms: K, the number of terms.
-      b1: Decay rate of the first moments, in [0, 1); the paper's
-        :math:`\gamma_2`.
-      b2: Decay rate of the second moments, in [0, 1); the paper's
-        :math:`\gamma_1`.
+      b1: Decay rate of the first moments, in [0, 1); the paper's :math:`\gamma_2`.
+      b2: Decay rate of the second moments, in [0, 1); the paper's :math:`\gamma_1`.
       eps: Added to the denominator.
       eps_in_sqrt: Put ``eps`` inside the square root. The paper prints both forms.
       weights: As in :func:`adatask`.

@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from multiterm_optax import _checks, _reweighting, _words
+from multiterm_optax import _checks, _reweighting, _stages, _words
 from multiterm_optax._groups import Groups
 from multiterm_optax._typing import Scalar
 from multiterm_optax.weightings import by_norm
@@ -66,4 +66,5 @@ def balance_by_norm(
         weighting = by_norm(
             decay, anchor=anchor, norm_init=norm_init, weights=weights, eps=eps
         )
-        return _reweighting.balance(weighting, num_terms, groups, name)
+        tx = _reweighting.balance(weighting, num_terms, groups, name)
+    return _stages.speaking_as(name, tx, "by_norm")
