@@ -4,12 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Shaped
 
 from multiterm_optax import _named
 
 
-def named(values: Shaped[Array, "... K"], losses: Any) -> dict[str, jax.Array]:
+def named(values: Any, losses: Any) -> dict[str, jax.Array]:
     """Returns numbers [K], such as weights or norms, by the names of the losses.
 
     Args:
