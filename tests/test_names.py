@@ -11,7 +11,7 @@ import pytest
 
 import multiterm_optax as mt
 from tests import _factories, _methods
-from tests._asserts import assert_identical, assert_message
+from tests._asserts import assert_close, assert_identical, assert_message
 
 K = 3
 # Written in an order that is not the alphabet's, in which the terms are.
@@ -236,6 +236,13 @@ def test_preferences_by_name_may_be_mapped():
         return weighting.update(gramian, weighting.init(K), losses=LOSSES)[0]
 
     assert jax.jit(jax.vmap(direction))(shares).shape == (2, K)
+
+
+def test_weights_may_be_injected():
+    build = optax.inject_hyperparams(mt.adatask_adam, static_args=("num_terms",))
+    made = [build(0.1, K, weights=w) for w in (NUMBERS, in_order(NUMBERS))]
+    found = [jax.jit(lambda tx=tx: step(tx)[0])() for tx in made]
+    assert_close(*found, rtol=1e-6)
 
 
 def test_nested_names_are_joined():

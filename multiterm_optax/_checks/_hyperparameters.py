@@ -196,7 +196,7 @@ def term_at(value: Any, argument: str, name: str, num_terms: int) -> int:
     if value not in terms.names:
         raise ValueError(
             f"{name}: {argument} must be the index or the name of a term, one of "
-            f"{', '.join(terms.names)}, found {value!r}."
+            f"{terms.order or terms}, found {value!r}."
         )
     return terms.names.index(value)
 

@@ -168,7 +168,10 @@ def _term_axis_leaf(
     if found == parameter or (parameter is None and not found):
         hint = f": {_words.MISSING}"
     elif fits:
-        hint = f": num_terms={num_terms}, but the term axis has {found[0]} entries."
+        order = "" if num_terms is None else _named.in_order(num_terms)
+        hint = (
+            f": num_terms={num_terms}{order}, but the term axis has {found[0]} entries."
+        )
     raise ValueError(
         f"{name}: {leaf} must have the term axis first, shape {expected}, found "
         f"shape {found}{hint}"

@@ -29,6 +29,11 @@ REFUSED = {
         V,
         ["mtadam", "num_terms=2", "updates['b']", "3 entries"],
     ),
+    "other K, with names": (
+        lambda: step(mtadam(), grads(3), losses=LOSSES),
+        V,
+        ["mtadam", "num_terms=2 (in the order fit, size), but the term axis has 3"],
+    ),
     "summed gradients": (
         lambda: step(mtadam(), PARAMS),
         V,
