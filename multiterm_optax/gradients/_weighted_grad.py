@@ -141,80 +141,78 @@ def value_and_weighted_grad(
         trunk = None if shared is None else _broadcast(shared, named, name)
 
         losses, linear, aux = jax.linearize(function, *primals, has_aux=True)
+        num_terms = _inputs.count_losses(losses, name)
+        if state.weights.shape[-1] != num_terms:
+            raise ValueError(
+                f"{name}: losses_fn must return num_terms={state.weights.shape[-1]} "
+                f"losses, as given to init, found {num_terms}{_named.listed(losses)}."
+            )
         with _named.seen(losses):
-            num_terms = _inputs.count_losses(losses, name)
-            if state.weights.shape[-1] != num_terms:
-                raise ValueError(
-                    f"{name}: losses_fn must return "
-                    f"num_terms={state.weights.shape[-1]} losses, as given to init, "
-                    f"found {num_terms}{_named.listed(losses)}."
-                )
             present = _checks.present(present, name, num_terms)
-            vector: Any = _checks.losses(losses, name, num_terms, needed=True)
-            vector = _terms.only_present(present, vector)
+        vector: Any = _checks.losses(losses, name, num_terms, needed=True)
+        vector = _terms.only_present(present, vector)
 
-            def find() -> tuple[jax.Array, Any]:
-                read = None
-                if weighting.reads_gramian:
-                    read = _gramian.gramian_of
-                elif weighting.reads_norms:
-                    read = _gramian.squared_norms_of
-                products = None
-                if read is not None:
-                    products = read(
-                        linear,
-                        primals,
-                        losses,
-                        num_terms=num_terms,
-                        way=gramian,
-                        shared=trunk,
-                        name=name,
-                    )
+        def find() -> tuple[jax.Array, Any]:
+            read = None
+            if weighting.reads_gramian:
+                read = _gramian.gramian_of
+            elif weighting.reads_norms:
+                read = _gramian.squared_norms_of
+            products = None
+            if read is not None:
+                products = read(
+                    linear,
+                    primals,
+                    losses,
+                    num_terms=num_terms,
+                    way=gramian,
+                    shared=trunk,
+                    name=name,
+                )
+            read_only = jax.lax.stop_gradient((products, state.weighting, vector))
+            with _named.seen(losses):  # they say what the terms are called
                 weights, inner = _weighting.weights_from(
-                    weighting,
-                    *jax.lax.stop_gradient((products, state.weighting, vector)),
-                    present,
-                    **extra_args,
+                    weighting, *read_only, present, **extra_args
                 )
-                weights = weights.astype(state.weights.dtype)
-                if present is not None and every > 1:
-                    # Zero before the first step, and where the step is to be skipped.
-                    has_weights = state.count > 0
-                    ready = _weighting.ready(inner)
-                    if ready is not None:
-                        has_weights = has_weights & ready
-                    held = jnp.where(has_weights, state.weights, 0)
-                    weights = jnp.where(_both(present, weights.ndim), weights, held)
-                return weights, inner
+            weights = weights.astype(state.weights.dtype)
+            if present is not None and every > 1:
+                # Zero before the first step, and where the step is to be skipped.
+                has_weights = state.count > 0
+                ready = _weighting.ready(inner)
+                if ready is not None:
+                    has_weights = has_weights & ready
+                held = jnp.where(has_weights, state.weights, 0)
+                weights = jnp.where(_both(present, weights.ndim), weights, held)
+            return weights, inner
 
-            if every == 1:
-                weights, inner = find()
-            else:
-                weights, inner = jax.lax.cond(
-                    state.count % every == 0,
-                    find,
-                    lambda: (state.weights, state.weighting),
-                )
+        if every == 1:
+            weights, inner = find()
+        else:
+            weights, inner = jax.lax.cond(
+                state.count % every == 0,
+                find,
+                lambda: (state.weights, state.weighting),
+            )
 
-            pullback = jax.linear_transpose(linear, *primals)
-            total = jax.lax.stop_gradient(weights)
-            if present is not None:
-                total = _weighting.mask_weights(present, total)
-            total = total.sum(axis=0) if total.ndim == 2 else total
-            grads = pullback(_inputs.cotangents(losses, total))
-            if trunk is not None:
-                # XLA drops what is not used: the trunk's part of this pass, and the
-                # heads' part of the other.
-                ones = _terms.only_present(present, jnp.ones_like(total))
-                plain = pullback(_inputs.cotangents(losses, ones))
-                flags = jax.tree.structure(grads).unflatten(trunk)
-                grads = jax.tree.map(
-                    lambda flag, *both: both[not flag], flags, grads, plain
-                )
-            picked = grads if isinstance(argnums, Sequence) else grads[0]
-            count = jnp.asarray(optax.safe_increment(state.count))
-            after = WeightedGradState(weights, inner, count)
-            return ((losses, aux) if has_aux else losses), picked, after
+        pullback = jax.linear_transpose(linear, *primals)
+        total = jax.lax.stop_gradient(weights)
+        if present is not None:
+            total = _weighting.mask_weights(present, total)
+        total = total.sum(axis=0) if total.ndim == 2 else total
+        grads = pullback(_inputs.cotangents(losses, total))
+        if trunk is not None:
+            # XLA drops what is not used: the trunk's part of this pass, and the heads'
+            # part of the other.
+            ones = _terms.only_present(present, jnp.ones_like(total))
+            plain = pullback(_inputs.cotangents(losses, ones))
+            flags = jax.tree.structure(grads).unflatten(trunk)
+            grads = jax.tree.map(
+                lambda flag, *both: both[not flag], flags, grads, plain
+            )
+        picked = grads if isinstance(argnums, Sequence) else grads[0]
+        count = jnp.asarray(optax.safe_increment(state.count))
+        after = WeightedGradState(weights, inner, count)
+        return ((losses, aux) if has_aux else losses), picked, after
 
     return WeightedGrad(init, update)
 
