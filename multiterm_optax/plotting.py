@@ -4,10 +4,11 @@ Each function draws one picture on the axes it is given, or on new ones, and ret
 them; titles, sizes and files are Matplotlib's business. Needs the extra ``plotting``.
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from multiterm_optax import _named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +34,7 @@ def weights(
     history: Any,
     *,
     steps: Any = None,
-    labels: Sequence[str] | None = None,
+    labels: Any = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
     """Weights of the terms over the steps, one line for each term.
@@ -41,7 +42,8 @@ def weights(
     Args:
       history: Weights [T, K], as stacked from the field ``weights`` of a state.
       steps: The T steps they belong to; ``None``: 0 to T - 1.
-      labels: K names; ``None``: term 0 to term K - 1.
+      labels: K names, or the losses, whose names are taken; ``None``: term 0 to
+        term K - 1.
       ax: Axes to draw on; ``None``: new ones.
 
     Returns:
@@ -53,7 +55,8 @@ def weights(
 
     Example:
       >>> from multiterm_optax import plotting
-      >>> ax = plotting.weights([[0.5, 0.5], [0.8, 0.2]], labels=["data", "physics"])
+      >>> losses = {"physics": 3.0, "data": 1.0}
+      >>> ax = plotting.weights([[0.5, 0.5], [0.8, 0.2]], labels=losses)
       >>> [line.get_label() for line in ax.get_lines()]
       ['data', 'physics']
     """
@@ -75,15 +78,22 @@ def weights(
 
 
 def dominance(
-    shares: Any, term: int = 0, *, steps: Any = None, ax: "Axes | None" = None
+    shares: Any,
+    term: int | str = 0,
+    *,
+    steps: Any = None,
+    labels: Any = None,
+    ax: "Axes | None" = None,
 ) -> "Axes":
     """How many parameters a term dominates over the steps, as stacked areas.
 
     Args:
       shares: What :func:`multiterm_optax.metrics.dominance_shares` returned at T
         steps, stacked: [T, K, 5].
-      term: Index of the term.
+      term: Index of the term, or its name, where labels are given.
       steps: The T steps they belong to; ``None``: 0 to T - 1.
+      labels: K names, or the losses, whose names are taken; ``None``: term 0 to
+        term K - 1.
       ax: Axes to draw on; ``None``: new ones.
 
     Returns:
@@ -109,6 +119,14 @@ def dominance(
             "plotting.dominance: shares must have shape [T, K, 5], found "
             f"{values.shape}."
         )
+    names = _labels(labels, values.shape[1], "dominance")
+    if isinstance(term, str):
+        if term not in names:
+            raise ValueError(
+                f"plotting.dominance: term must be one of {', '.join(names)}, found "
+                f"{term!r}."
+            )
+        term = names.index(term)
     if not 0 <= term < values.shape[1]:
         raise ValueError(
             f"plotting.dominance: term must be in [0, {values.shape[1] - 1}], found "
@@ -120,18 +138,16 @@ def dominance(
     ax.stackplot(at, values[:, term].T, labels=_FIFTHS, colors=greys)
     ax.set(xlabel="step", ylabel="share of the parameters", ylim=(0, 1))
     ax.margins(x=0)
-    ax.legend(title=f"moved by term {term}", frameon=True, fontsize="small")
+    ax.legend(title=f"moved by {names[term]}", frameon=True, fontsize="small")
     return _plain(ax)
 
 
-def cosines(
-    matrix: Any, *, labels: Sequence[str] | None = None, ax: "Axes | None" = None
-) -> "Axes":
+def cosines(matrix: Any, *, labels: Any = None, ax: "Axes | None" = None) -> "Axes":
     """Cosines between the terms' gradients as a heat map.
 
     Args:
       matrix: What :func:`multiterm_optax.metrics.cosines` returns, [K, K].
-      labels: K names; ``None``: 0 to K - 1.
+      labels: K names, or the losses, whose names are taken; ``None``: 0 to K - 1.
       ax: Axes to draw on; ``None``: new ones.
 
     Returns:
@@ -171,13 +187,14 @@ def cosines(
 
 
 def pareto_front(
-    losses: Any, *, labels: Sequence[str] | None = None, ax: "Axes | None" = None
+    losses: Any, *, labels: Any = None, ax: "Axes | None" = None
 ) -> "Axes":
     """Losses of several runs, with those that no other run beats in both terms.
 
     Args:
       losses: One row for each run, [N, 2].
-      labels: Names of the two terms; ``None``: term 0 and term 1.
+      labels: Names of the two terms, or the two losses, whose names are taken;
+        ``None``: term 0 and term 1.
       ax: Axes to draw on; ``None``: new ones.
 
     Returns:
@@ -224,14 +241,20 @@ def _array(value: Any, argument: str, name: str, shape: str, ndim: int) -> np.nd
     return array
 
 
-def _labels(labels: Sequence[str] | None, number: int, name: str) -> Sequence[str]:
+def _labels(labels: Any, number: int, name: str) -> list[str]:
+    """K names: those given, or those of the losses."""
     if labels is None:
         return [f"term {term}" for term in range(number)]
-    if isinstance(labels, str) or len(labels) != number:
+    if isinstance(labels, list | tuple) and all(isinstance(x, str) for x in labels):
+        names = tuple(labels)
+    else:
+        terms = _named.of(labels)
+        names = None if terms is None else terms.names
+    if names is None or len(names) != number:
         raise ValueError(
             f"plotting.{name}: labels must be {number} names, found {labels!r}."
         )
-    return labels
+    return list(names)
 
 
 def _steps(steps: Any, num_steps: int, name: str) -> np.ndarray:

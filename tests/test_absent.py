@@ -253,7 +253,7 @@ def test_a_wrong_mask_is_named(own_errors, case, bad):
 def test_something_that_is_no_array_is_named(own_errors):
     tx = sum_terms()
     with pytest.raises(TypeError, match="present must be an array of 2 booleans"):
-        tx.update(jnp.ones((2, 3)), tx.init(None), present={"a": True})
+        tx.update(jnp.ones((2, 3)), tx.init(None), present={"a": True, "b": "no"})
 
 
 def test_leaves_of_different_numbers_of_terms_have_no_mask():

@@ -17,6 +17,7 @@ FLOORS = {
     "_typing": 0.0,
     "_version": 0.0,
     "_words": 0.0,
+    "_named": 0.1,
     "_checks": 0.25,
     "_shardings": 0.25,
     "_averages": 0.25,

@@ -94,7 +94,8 @@ def test_trunk_weights_come_from_the_trunk(names):
 def test_reading_the_state_stacks_over_the_steps(names):
     found = names("reading_the_state")
     seen = found["seen"]
-    assert seen["weights"].shape == seen["losses"].shape == (300, 2)
+    assert seen["weights"].shape == (300, 2)
+    assert {k: v.shape for k, v in seen["losses"].items()} == {"y": (300,), "z": (300,)}
     assert seen["shares"].shape == (300, 2, 5)
     np.testing.assert_allclose(np.sum(seen["shares"], axis=2), 1.0, rtol=1e-5)
     assert (found["folder"] / "weights_and_dominance.png").stat().st_size > 0

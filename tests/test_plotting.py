@@ -123,6 +123,25 @@ def test_cosines_of_gradients():
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["a", "b", "c"]
 
 
+def test_labels_are_the_names_of_the_losses():
+    losses = {"pde": {"res": 1.0, "ics": 2.0}, "data": 0.5}
+    names = ["data", "pde/ics", "pde/res"]
+    ax = plotting.weights(np.ones((4, 3)), labels=losses)
+    assert [line.get_label() for line in ax.get_lines()] == names
+    ax = plotting.cosines(np.eye(3), labels=losses)
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == names
+    shares = np.random.default_rng(0).dirichlet(np.ones(5), size=(4, 3))
+    named = plotting.dominance(shares, term="pde/ics", labels=losses)
+    placed = plotting.dominance(shares, term=1, labels=names)
+    assert named.get_legend().get_title().get_text() == "moved by pde/ics"
+    for one, other in zip(named.collections, placed.collections, strict=True):
+        np.testing.assert_array_equal(
+            one.get_paths()[0].vertices, other.get_paths()[0].vertices
+        )
+    ax = plotting.pareto_front(np.ones((4, 2)), labels={"y": 1.0, "x": 2.0})
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("x", "y")
+
+
 def test_many_terms_have_no_numbers():
     assert not plotting.cosines(np.eye(13)).texts
 
@@ -148,7 +167,10 @@ def test_runs_that_failed_are_left_out_of_the_front():
         (lambda: plotting.weights(np.ones(3)), "history"),
         (lambda: plotting.weights(np.ones((3, 2)), labels=["one"]), "labels"),
         (lambda: plotting.weights(np.ones((3, 2)), labels="ab"), "labels"),
+        (lambda: plotting.weights(np.ones((3, 2)), labels={"a": 1.0}), "labels"),
+        (lambda: plotting.weights(np.ones((3, 2)), labels=np.ones(2)), "labels"),
         (lambda: plotting.weights(np.ones((3, 2)), steps=[1, 2]), "steps"),
+        (lambda: plotting.dominance(np.ones((3, 2, 5)), term="one"), "term"),
         (lambda: plotting.dominance(np.ones((3, 2, 4))), "shares"),
         (lambda: plotting.dominance(np.ones((3, 2, 5)), term=2), "term"),
         (lambda: plotting.cosines(np.ones((3, 2))), "matrix"),

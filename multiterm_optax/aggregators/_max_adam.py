@@ -41,6 +41,7 @@ def scale_by_max_adam(
     eps_root: Scalar = 0.0,
     reduction: Literal["max", "mean", "own"] = "max",
     amsgrad: bool = False,
+    weights: Any = None,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam's step for the sum of the terms, scaled by the largest second moment.
@@ -62,6 +63,8 @@ def scale_by_max_adam(
         the terms seen so far. ``"own"``: each term by its own :math:`\hat v_i`, which
         is AdaTask's Adam and needs 2K copies.
       amsgrad: Keep the largest reduced :math:`\hat v`, as in :func:`optax.amsgrad`.
+      weights: With ``"own"``, K numbers by which the terms' own steps are multiplied,
+        not negative: an array [K] or a pytree like the losses. ``None``: all 1.
       mu_dtype: Dtype of the first moment; ``None``: the parameter's.
 
     Returns:
@@ -99,6 +102,14 @@ def scale_by_max_adam(
     _checks.floating_dtype(mu_dtype, "mu_dtype", name)
     _checks.one_of(reduction, "reduction", name, ("max", "mean", "own"))
     own = reduction == "own"
+    if weights is not None:
+        if not own:
+            raise ValueError(
+                f"{name}: weights must be None unless reduction='own', found "
+                f"reduction={reduction!r}: before one divisor for all terms they are "
+                "weights of the gradients, as reweight(constant(weights)) gives them."
+            )
+        _checks.vector(weights, "weights", name, num_terms)
 
     def init_fn(params: optax.Params) -> ScaleByMaxAdamState:
         def zeros(param: Any, per_term: bool, dtype: Any = None) -> jax.Array:
@@ -129,6 +140,9 @@ def scale_by_max_adam(
         own_counts = jnp.maximum(term_counts, 1)
         correct_mu = 1 / _terms.bias_correction(b1, own_counts if own else step_count)
         correct_nu = 1 / _terms.bias_correction(b2, own_counts)
+        if weights is not None:
+            # After the moments, so that no divisor takes the weights out again.
+            correct_mu *= _checks.vector(weights, "weights", name, num_terms)
 
         def first_moment(update: TermLeaf, mu: jax.Array) -> jax.Array:
             wide = update.astype(_terms.accumulator_dtype(update))
