@@ -17,7 +17,7 @@ METHODS = {
     "aligned_mtl": Method(aligned_mtl),
     "aligned_mtl, median": Method(
         aligned_mtl,
-        {"scale": "median", "preference": ByTerm((0.5, 2.0, 1.0))},
+        {"scale": "median", "preference": ByTerm((1.0, 2.0, 0.5))},
         permutes=False,
     ),
 }
