@@ -11,9 +11,9 @@ unless a combination of the gradients with positive weights is zero.
 Beside z its loop knows the slack s that stands for C z. Every iterate lies on the
 curve z_i s_i^alpha = q_i, and Newton's steps for C z = s are taken as they are in
 whichever of z_i and s_i grows; the curve gives the other one, so that both stay
-positive. That is 5 to 30 iterations of one K x K factorisation each, and no line
-search. The residual, on which the accuracy of the answer rests, is evaluated in twice
-the working precision.
+positive. There is no line search. For an alpha between 1/2 and 5 that is 5 to 30
+iterations, of one K x K factorisation each. The residual, on which the accuracy of the
+answer rests, is evaluated in twice the working precision.
 """
 
 from typing import NamedTuple

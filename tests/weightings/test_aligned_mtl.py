@@ -17,10 +17,9 @@ METHODS = {
     "aligned_mtl": Method(aligned_mtl),
     "aligned_mtl, median": Method(
         aligned_mtl,
-        {"scale": "median", "preference": ByTerm((0.5, 2.0, 1.0))},
+        {"scale": "median", "preference": ByTerm((1.0, 2.0, 0.5))},
         permutes=False,
     ),
-    "aligned_mtl, rmse": Method(aligned_mtl, {"scale": "rmse"}),
 }
 SCALES = ["min", "median", "rmse"]
 BATCH = len(_awkward.ROWS)
@@ -72,7 +71,7 @@ def deviations(rows, preference=None):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("terms", "count"), [(2, 40), (3, BATCH), (10, 8)])
+@pytest.mark.parametrize(("terms", "count"), [(3, BATCH), (10, 8)])
 def test_agrees_with_the_singular_values(terms, count, record_deviation):
     preference = np.random.default_rng(0).uniform(size=terms)
     deviation = deviations(full_rank(terms, terms, count), preference)
@@ -122,7 +121,7 @@ def test_the_mean_of_the_middle_two_is_the_median():
     np.testing.assert_allclose(solve(rows)["median"][0], expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("terms", [2, 3, 16, 33])
+@pytest.mark.parametrize("terms", [3, pytest.param(16, marks=pytest.mark.slow), 33])
 def test_eigenvectors_by_rotations(terms):
     """In float32 as good as they can be, with lengths 1e12 apart."""
     rng = np.random.default_rng(terms)
@@ -179,12 +178,6 @@ def test_awkward_gradients(name, size, awkward):
 
 def found_by(awkward, name, size):
     return awkward[size][name][1]
-
-
-def test_one_term_keeps_its_gradient():
-    rows = np.float32([[[3, 4]], [[1e-15, 0]], [[0, 0]]])
-    for weights in solve(rows).values():
-        np.testing.assert_allclose(weights[:, 0], [1, 1, 0], rtol=1e-6)
 
 
 def test_bad_arguments(own_errors):

@@ -98,7 +98,7 @@ def test_thousands_of_ill_conditioned_problems(terms, count):
 
 def test_known_numbers():
     """Those that other implementations give."""
-    rows = KNOWN[None].astype(np.float32)
+    rows = np.float32([KNOWN] * BATCH)
     weights, _ = fair(rows)
     np.testing.assert_allclose(weights[0], [0.5915, 0.4071], atol=5e-5)
     weights, _ = nash(rows)
