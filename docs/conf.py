@@ -21,8 +21,12 @@ extensions = [
     "myst_nb",  # Markdown by myst_parser, and notebooks
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx-mathjax-offline",  # formulas are drawn without the network, too
+    "sphinx_copybutton",
 ]
 
 exclude_patterns = ["_build"]
@@ -48,10 +52,26 @@ shutil.copytree(
 autosummary_generate = True
 autosummary_ignore_module_all = False
 autodoc_member_order = "bysource"
-# Optax's types are unions that fill a page when spelled out; the argument lists say in
-# words what each argument is.
-autodoc_typehints = "none"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+maximum_signature_line_length = 88
 autodoc_preserve_defaults = True
+
+# Links into other projects' pages need their inventories, so that only a build that may
+# use the network asks for them.
+_others = {
+    "python": "https://docs.python.org/3",
+    "jax": "https://docs.jax.dev/en/latest",
+    "optax": "https://optax.readthedocs.io/en/latest",
+    "numpy": "https://numpy.org/doc/stable",
+}
+if os.environ.get("MULTITERM_DOCS_ONLINE"):
+    intersphinx_mapping = {name: (url, None) for name, url in _others.items()}
+
+# A prompt is not copied.
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
 
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
@@ -80,6 +100,39 @@ def _shapes_as_literals(app, what, name, obj, options, lines):
     lines[:] = [_shape.sub(literal, line) for line in lines]
 
 
+# Unions that fill a line when spelled out, by the names that Optax gives them, and
+# types by the names under which a user imports them.
+_array_like = (
+    "~jax.Array | ~numpy.ndarray | ~numpy.bool | ~numpy.number | bool | int | float | "
+    "complex"
+)
+_tree = (
+    f"{_array_like} | ~typing.Iterable[ArrayTree] | "
+    "~typing.Mapping[~typing.Any, ArrayTree]"
+)
+_type_names = {
+    _tree: "ArrayTree",
+    f"float | ~jax.Array | ~collections.abc.Callable[[{_array_like}], {_array_like}]": (
+        "ScalarOrSchedule"
+    ),
+    _array_like: "ArrayLike",
+    "int | float | ~jax.Array": "Scalar",
+    "~optax._src.base.": "~optax.",
+    "~multiterm_optax._weighting.": "~multiterm_optax.",
+}
+_private = re.compile(r"(~multiterm_optax\.\w+)\._\w+\.")
+
+
+def _types_by_name(app, what, name, obj, options, signature, returned):
+    def named(text):
+        for spelled_out, short in _type_names.items():
+            text = text.replace(spelled_out, short)
+        return _private.sub(r"\1.", text)
+
+    return signature and named(signature), returned and named(returned)
+
+
 def setup(app):
-    """Connects the hook, ahead of napoleon's."""
+    """Connects the hooks; that of the docstrings ahead of napoleon's."""
     app.connect("autodoc-process-docstring", _shapes_as_literals, priority=400)
+    app.connect("autodoc-process-signature", _types_by_name)

@@ -3,7 +3,7 @@
 ``python examples/checkpoint.py FOLDER 3``, then again with 6 in place of 3 epochs.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import jax
@@ -61,4 +61,7 @@ def train(folder, epochs):
 
 
 if __name__ == "__main__":
-    train(sys.argv[1], int(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", help="where the checkpoints are, and will be")
+    parser.add_argument("epochs", type=int, help="how many the whole run has")
+    train(**vars(parser.parse_args()))

@@ -1,5 +1,7 @@
 """Flax linen: three loss terms that fight over one layer, on scikit-learn's digits."""
 
+import argparse
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -54,6 +56,7 @@ def train(tx, train_step, steps=100):
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     mtadam = mt.mtadam(1e-2, num_terms=3)
     gradnorm = mt.weighted(mt.gradnorm(), optax.adam(1e-2), num_terms=3)
     for name, tx, f in ("MTAdam", mtadam, step), ("GradNorm", gradnorm, step_on_losses):

@@ -1,5 +1,7 @@
 """Flax NNX: three loss terms that fight over one layer, on scikit-learn's digits."""
 
+import argparse
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -55,6 +57,7 @@ def train(tx, steps=100):
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     gradnorm = mt.weighted(mt.gradnorm(), optax.adam(1e-2), num_terms=3)
     for name, tx in {"MTAdam": mt.mtadam(1e-2, 3), "GradNorm": gradnorm}.items():
         print(name, *(f"{term} {x:.3f}" for term, x in train(tx).items()))

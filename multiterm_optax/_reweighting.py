@@ -1,5 +1,6 @@
 """Applies a weighting to per-term gradients, all together or group by group."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +34,60 @@ def find_weights(
     return _weighting.weights_from(
         weighting, products, state, losses, present=step.present, **step.extra_args
     )
+
+
+class ReweightState(NamedTuple):
+    """State of :func:`reweight`.
+
+    Attributes:
+      weights: The weights of the last step, [K] or [K, K]; ones, or the identity,
+        before the first. With groups a tree like the parameters or a dict by label.
+      weighting: The weighting's own state, one for each group.
+    """
+
+    weights: Any
+    weighting: Any
+
+
+def reweight(
+    weighting: Weighting, num_terms: int, groups: Groups, name: str
+) -> optax.GradientTransformationExtraArgs:
+    """Makes a stage from a weighting, whose weights stay in the state."""
+
+    def init_fn(params: optax.Params) -> ReweightState:
+        def neutral(leaves: list[Any]) -> jax.Array:
+            del leaves
+            return _weighting.neutral_weights(
+                weighting, weighting.init(num_terms), num_terms
+            )
+
+        def start(leaves: list[Any]) -> Any:
+            del leaves
+            return weighting.init(num_terms)
+
+        by_group = partial(_groups.init_by_group, groups, params, name)
+        return ReweightState(weights=by_group(neutral), weighting=by_group(start))
+
+    def update_fn(
+        step: Step, state: ReweightState
+    ) -> tuple[optax.Updates, ReweightState]:
+        losses = step.losses_vector(name, num_terms, needed=weighting.reads_losses)
+
+        def one_group(
+            leaves: list[jax.Array], weights: Weights | Mixing, one_state: Any
+        ) -> tuple[list[jax.Array], Weights | Mixing, Any]:
+            found, one_state = find_weights(
+                weighting, leaves, one_state, step, losses, num_terms
+            )
+            mixed = [_terms.mix(found, leaf) for leaf in leaves]
+            return mixed, found.astype(weights.dtype), one_state
+
+        mixed, weights, states = _groups.update_by_group(
+            groups, name, one_group, step.updates, (state.weights, state.weighting)
+        )
+        return mixed, ReweightState(weights, states)
+
+    return _stages.stage(name, num_terms, init_fn, update_fn)
 
 
 class BalanceByNormState(NamedTuple):

@@ -12,7 +12,7 @@ import jax
 import optax
 from jaxtyping import Array, Bool
 
-from multiterm_optax import _checks, _terms, _words
+from multiterm_optax import _checks, _named, _terms, _words
 from multiterm_optax._typing import Losses
 
 State = TypeVar("State")
@@ -77,6 +77,10 @@ def stage(
         its updates more than once, and masks what it makes of them, saves K copies.
     """
 
+    def init_fn(params: optax.Params) -> Any:
+        _checks.arrays(params, name)
+        return init(params)
+
     def update_fn(
         updates: optax.Updates,
         state: Any,
@@ -86,22 +90,21 @@ def stage(
         present: Any = None,
         **extra_args: Any,
     ) -> tuple[Any, Any]:
-        _checks.term_axis(updates, params, name, num_terms)
-        if checks_state:
-            _checks.state(state, init, updates, name, inner=inner)
-        if num_terms is None:
-            present = _checks.present_in(present, updates, name)
-        else:
-            present = _checks.present(present, name, num_terms)
-        if zeroes_absent:
-            updates = jax.tree.map(partial(_terms.only_present, present), updates)
-        return update(Step(updates, params, present, losses, extra_args), state)
+        with _named.seen(losses):
+            _checks.term_axis(updates, params, name, num_terms)
+            if checks_state:
+                _checks.state(state, init, updates, name, inner=inner)
+            if num_terms is None:
+                present = _checks.present_in(present, updates, name)
+            else:
+                present = _checks.present(present, name, num_terms)
+            if zeroes_absent:
+                updates = jax.tree.map(partial(_terms.only_present, present), updates)
+            return update(Step(updates, params, present, losses, extra_args), state)
 
     # The error messages of a chain say which function made each of its stages.
     update_fn.__qualname__ = f"{name.split('.')[-1]}.<locals>.update_fn"
-    # Optax declares a state to be a tree of arrays, and allows no type of one's own.
-    any_init: Any = init
-    return optax.GradientTransformationExtraArgs(any_init, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def speaking_as(

@@ -10,11 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Shaped
 
 from multiterm_optax import _shardings
-from multiterm_optax._typing import Leaf, Mixing, Norms, TermLeaf, Weights
+from multiterm_optax._typing import Leaf, Mixing, Norms, Scalar, TermLeaf, Weights
 
 
 def accumulator_dtype(*leaves: jax.typing.ArrayLike) -> jnp.dtype:
@@ -53,6 +54,15 @@ def squared_norms(leaf: TermLeaf) -> Norms:
     if _shardings.over_devices(leaf):  # K numbers, to be compared with one another
         squared = jax.sharding.reshard(squared, _shardings.sharding(leaf))
     return squared
+
+
+def dots(leaf: TermLeaf, other: Leaf) -> Norms:
+    """Dot product of each term's part of one leaf with another array."""
+    wide = leaf.astype(accumulator_dtype(leaf, other))
+    products = jnp.sum(wide * other[None], axis=tuple(range(1, leaf.ndim)))
+    if _shardings.over_devices(leaf):
+        products = jax.sharding.reshard(products, _shardings.sharding(leaf))
+    return products
 
 
 def only_present(present: Bool[Array, " K"] | None, leaf: TermLeaf) -> TermLeaf:
@@ -111,6 +121,17 @@ def root(values: Array) -> Array:
     """
     zero = values == 0
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, values)))
+
+
+def bias_correction(decay: Scalar, step_count: jax.Array) -> jax.Array:
+    """``1 - decay**step_count``, by which a moving average from zero is divided."""
+    # In float32 the difference loses most of its digits. If the decay is known, expm1
+    # of its logarithm in double precision keeps them.
+    steps = step_count.astype(jnp.result_type(float))
+    if isinstance(decay, Tracer):
+        return -jnp.expm1(steps * jnp.log(decay))
+    with np.errstate(divide="ignore"):
+        return -jnp.expm1(steps * float(np.log(np.float64(decay))))
 
 
 def sum_terms(leaf: TermLeaf) -> Leaf:

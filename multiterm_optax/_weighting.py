@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from multiterm_optax import _checks, _terms, _words
+from multiterm_optax import _checks, _named, _terms, _words
 from multiterm_optax._typing import Gramian, Losses, Mixing, Norms, Scalar, Weights
 
 State = TypeVar("State")
@@ -57,9 +57,10 @@ class Weighting(NamedTuple):
         and None that all are. The weights are those of the smaller problem with these
         terms only: an absent term gets the weight 0, its entries in the gramian and
         the losses are never read, and its part of the state, its count of steps
-        included, stays as it is. If all terms are absent, all weights are 0. Further
-        keyword-only arguments in the signature name the extra arguments that the method
-        reads.
+        included, stays as it is. If all terms are absent, all weights are 0.
+        ``terms``, for a weighting whose signature has it, is a static value that says
+        what the terms are called, where the caller sees it. Further keyword-only
+        arguments in the signature name the extra arguments that the method reads.
       reads_gramian: Whether ``update`` needs the gramian; where it does not, no
         per-term gradient is needed and ``gramian`` may be None.
       reads_losses: Whether ``update`` needs ``losses``.
@@ -167,7 +168,18 @@ def method(
         *,
         losses: Any = None,
         present: Any = None,
+        terms: _named.Terms | None = None,
         **others: Any,
+    ) -> tuple[Weights | Mixing, State]:
+        if terms is None:
+            terms = _named.of(losses)
+            # What a weighting of the user's own passes on may have had names before.
+            terms = None if terms is None or terms.names is None else terms
+        with _named.seen(terms):
+            return step(gramian, state, losses, present, others)
+
+    def step(
+        gramian: Any, state: State, losses: Any, present: Any, others: dict[str, Any]
     ) -> tuple[Weights | Mixing, State]:
         if by_term:
             num_terms = getattr(state, by_term[0]).shape[-1]
@@ -232,13 +244,10 @@ def _constant(problem: Problem) -> Problem:
 
 def _infer_num_terms(gramian: Any, losses: Any, present: Any) -> int:
     """K where the state does not tell it; 0 if no argument does either."""
-    for value in (gramian, present):
-        if value is not None:
-            return jnp.shape(value)[-1]
-    leaves = jax.tree.leaves(losses)
-    if len(leaves) == 1 and jnp.ndim(leaves[0]) == 1:
-        return jnp.shape(leaves[0])[0]
-    return len(leaves)
+    if gramian is not None:
+        return jnp.shape(gramian)[-1]
+    terms = _named.of(losses if present is None else present)
+    return 0 if terms is None else terms.number
 
 
 def _products(gramian: Any, num_terms: int, all_pairs: bool, name: str) -> jax.Array:
@@ -269,7 +278,8 @@ def extra_arguments(weighting: Weighting) -> tuple[str, ...]:
     return tuple(
         one.name
         for one in parameters
-        if one.kind is one.KEYWORD_ONLY and one.name not in ("losses", "present")
+        if one.kind is one.KEYWORD_ONLY
+        and one.name not in ("losses", "present", "terms")
     )
 
 
@@ -283,8 +293,12 @@ def weights_from(
 ) -> tuple[Weights | Mixing, Any]:
     """One step of a weighting on the gramian or the squared norms, if it reads them.
 
-    The losses of absent terms must already be zero.
+    The losses of absent terms must already be zero. What :mod:`_named` knows of the
+    terms is passed on, as an argument, to a weighting that takes it.
     """
+    terms = _named.current()
+    if terms is not None and "terms" in inspect.signature(weighting.update).parameters:
+        extra_args = extra_args | {"terms": terms}
     if present is None:
         return weighting.update(products, state, losses=losses, **extra_args)
     if products is not None:
@@ -331,8 +345,13 @@ def abstract_products(weighting: Weighting, num_terms: int) -> Any:
 def neutral_weights(weighting: Weighting, state: Any, num_terms: int) -> jax.Array:
     """Ones, or the identity for a weighting that mixes: the weights before any step."""
     dtype = jnp.result_type(float)
+
+    def update(products: Any, state: Any, losses: Any) -> tuple[Any, Any]:
+        with _named.seen(_named.abstract(num_terms)):
+            return weights_from(weighting, products, state, losses)
+
     weights, _ = jax.eval_shape(
-        lambda products, s, values: weighting.update(products, s, losses=values),
+        update,
         abstract_products(weighting, num_terms),
         state,
         jax.ShapeDtypeStruct((num_terms,), dtype),

@@ -16,6 +16,11 @@ MISSING = (
     "chain, and around a whole optimizer multi_steps, apply_if_finite and masked of "
     "this library take the place of Optax's."
 )
+MODEL = (
+    "Of an Equinox model pass the arrays that are trained: params, static = "
+    "eqx.partition(model, eqx.is_inexact_array), and in losses_fn model = "
+    "eqx.combine(params, static)."
+)
 AGGREGATOR = "An aggregator, sum_terms() or scale_by_max_adam(num_terms),"
 
 

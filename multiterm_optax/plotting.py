@@ -4,10 +4,11 @@ Each function draws one plot on the given axes, or on new ones, and returns the 
 Set titles and sizes, and save files, with Matplotlib. Needs the extra ``plotting``.
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from multiterm_optax import _named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +34,7 @@ def weights(
     history: Any,
     *,
     steps: Any = None,
-    labels: Sequence[str] | None = None,
+    labels: Any = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
     """Plots the weights of the terms over the steps, with one line for each term.
@@ -41,11 +42,12 @@ def weights(
     Args:
       history: Weights [T, K], stacked from the field ``weights`` of a state.
       steps: The T steps to which the weights belong; by default 0 to T - 1.
-      labels: K names; by default "term 0" to "term K - 1".
+      labels: K names, or the losses, whose names are used; by default "term 0" to
+        "term K - 1".
       ax: Axes to draw on; by default new ones.
 
     Returns:
-      The axes.
+      The axes, from 0 on; ``ax.set_yscale("log")`` makes them logarithmic.
 
     Raises:
       ImportError: Matplotlib is not installed.
@@ -53,7 +55,8 @@ def weights(
 
     Example:
       >>> from multiterm_optax import plotting
-      >>> ax = plotting.weights([[0.5, 0.5], [0.8, 0.2]], labels=["data", "physics"])
+      >>> losses = {"physics": 3.0, "data": 1.0}
+      >>> ax = plotting.weights([[0.5, 0.5], [0.8, 0.2]], labels=losses)
       >>> [line.get_label() for line in ax.get_lines()]
       ['data', 'physics']
     """
@@ -63,21 +66,34 @@ def weights(
     ax = _axes(ax)
     for term, name in enumerate(names):
         ax.plot(at, values[:, term], label=name, color=_COLOURS[term % len(_COLOURS)])
-    ax.set(xlabel="step", ylabel="weight", ylim=(min(0, values.min(initial=0)), None))
+    # Zero is in the picture, at its edge, as a datum and not as a limit: a logarithmic
+    # scale that is set later leaves it out, and would show nothing above a limit of 0.
+    for line in ax.get_lines():
+        line.sticky_edges.y.append(0)
+    ax.update_datalim([(at[0], 0)] if len(at) else [])
+    ax.autoscale_view()
+    ax.set(xlabel="step", ylabel="weight")
     ax.legend(frameon=False)
     return _plain(ax)
 
 
 def dominance(
-    shares: Any, term: int = 0, *, steps: Any = None, ax: "Axes | None" = None
+    shares: Any,
+    term: int | str = 0,
+    *,
+    steps: Any = None,
+    labels: Any = None,
+    ax: "Axes | None" = None,
 ) -> "Axes":
     """Plots how many parameters a term dominates over the steps, as stacked areas.
 
     Args:
       shares: What :func:`multiterm_optax.metrics.dominance_shares` returned at T
         steps, stacked: [T, K, 5].
-      term: Index of the term.
+      term: Index of the term, or its name if labels are given.
       steps: The T steps to which the shares belong; by default 0 to T - 1.
+      labels: K names, or the losses, whose names are used; by default "term 0" to
+        "term K - 1".
       ax: Axes to draw on; by default new ones.
 
     Returns:
@@ -103,6 +119,14 @@ def dominance(
             "plotting.dominance: shares must have shape [T, K, 5], found "
             f"{values.shape}."
         )
+    names = _labels(labels, values.shape[1], "dominance")
+    if isinstance(term, str):
+        if term not in names:
+            raise ValueError(
+                f"plotting.dominance: term must be one of {', '.join(names)}, found "
+                f"{term!r}."
+            )
+        term = names.index(term)
     if not 0 <= term < values.shape[1]:
         raise ValueError(
             f"plotting.dominance: term must be in [0, {values.shape[1] - 1}], found "
@@ -114,18 +138,16 @@ def dominance(
     ax.stackplot(at, values[:, term].T, labels=_FIFTHS, colors=greys)
     ax.set(xlabel="step", ylabel="share of the parameters", ylim=(0, 1))
     ax.margins(x=0)
-    ax.legend(title=f"moved by term {term}", frameon=True, fontsize="small")
+    ax.legend(title=f"moved by {names[term]}", frameon=True, fontsize="small")
     return _plain(ax)
 
 
-def cosines(
-    matrix: Any, *, labels: Sequence[str] | None = None, ax: "Axes | None" = None
-) -> "Axes":
+def cosines(matrix: Any, *, labels: Any = None, ax: "Axes | None" = None) -> "Axes":
     """Plots the cosines between the terms' gradients as a heat map.
 
     Args:
       matrix: What :func:`multiterm_optax.metrics.cosines` returns, [K, K].
-      labels: K names; by default 0 to K - 1.
+      labels: K names, or the losses, whose names are used; by default 0 to K - 1.
       ax: Axes to draw on; by default new ones.
 
     Returns:
@@ -165,13 +187,14 @@ def cosines(
 
 
 def pareto_front(
-    losses: Any, *, labels: Sequence[str] | None = None, ax: "Axes | None" = None
+    losses: Any, *, labels: Any = None, ax: "Axes | None" = None
 ) -> "Axes":
     """Plots the losses of several runs, and the front of those that no other run beats.
 
     Args:
       losses: One row for each run, [N, 2].
-      labels: Names of the two terms; by default "term 0" and "term 1".
+      labels: Names of the two terms, or the two losses, whose names are used; by
+        default "term 0" and "term 1".
       ax: Axes to draw on; by default new ones.
 
     Returns:
@@ -218,14 +241,20 @@ def _array(value: Any, argument: str, name: str, shape: str, ndim: int) -> np.nd
     return array
 
 
-def _labels(labels: Sequence[str] | None, number: int, name: str) -> Sequence[str]:
+def _labels(labels: Any, number: int, name: str) -> list[str]:
+    """K names: those given, or those of the losses."""
     if labels is None:
         return [f"term {term}" for term in range(number)]
-    if isinstance(labels, str) or len(labels) != number:
+    if isinstance(labels, list | tuple) and all(isinstance(x, str) for x in labels):
+        names = tuple(labels)
+    else:
+        terms = _named.of(labels)
+        names = None if terms is None else terms.names
+    if names is None or len(names) != number:
         raise ValueError(
             f"plotting.{name}: labels must be {number} names, found {labels!r}."
         )
-    return labels
+    return list(names)
 
 
 def _steps(steps: Any, num_steps: int, name: str) -> np.ndarray:

@@ -56,6 +56,7 @@ ARGUMENTS = {
     "weighting": lambda terms: _equal(),
     "key": lambda terms: jax.random.key(0),
     "steps_per_epoch": lambda terms: 2,
+    "trim": lambda terms: 1,
     "inexact_mgda.eps": lambda terms: 1e-3,
 }
 

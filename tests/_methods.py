@@ -54,10 +54,13 @@ class Method:
         whatever the gradients.
       anchored: The weights are relative to one of the terms, so that another order of
         the terms, or other terms, give them up to one factor.
+      ordered: The order of the terms is part of the problem: they are not permuted, and
+        a smaller problem that they are compared with has the first of them.
       invariant: The same of the scale of all gradients, and the weights.
       simplex: The weights are not negative and sum to 1.
       agrees: The direction conflicts with no term.
       shortest: The direction is the min-norm point.
+      signed: Weights may be negative, where the method goes uphill on purpose.
       digits: How near float32 comes to float64 over 36 orders of magnitude.
       pareto: It stops wherever no direction helps all terms, and promises no more.
       rate: The peak learning rate in the battery.
@@ -71,10 +74,12 @@ class Method:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     permutes: bool | None = None
     anchored: bool = False
+    ordered: bool = False
     invariant: bool | None = None
     simplex: bool = False
     agrees: bool = False
     shortest: bool = False
+    signed: bool = False
     digits: float = 1e-5
     pareto: bool = False
     rate: float = 0.1
@@ -141,7 +146,9 @@ def methods():
         found[name] = method
     found |= declared
     return {
-        name: replace(one, permutes=False) if one.drawn or one.anchored else one
+        name: replace(one, permutes=False)
+        if one.drawn or one.anchored or one.ordered
+        else one
         for name, one in found.items()
     }
 

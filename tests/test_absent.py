@@ -18,6 +18,7 @@ from multiterm_optax import (
     adaptive_mgda,
     adatask_adam,
     balance_by_norm,
+    by_norm,
     dual_balanced,
     equal,
     grad_drop,
@@ -29,6 +30,7 @@ from multiterm_optax import (
     metrics,
     mgda,
     mtadam,
+    one_at_a_time,
     per_term,
     reweight,
     scale_by_max_adam,
@@ -59,6 +61,8 @@ def adam():
 VARIANTS = {
     "balance_by_norm, global": lambda k: balance_by_norm(k, groups="global"),
     "reweight": lambda k: reweight(mgda(), k, groups="leaf"),
+    # The momentum of an absent term stays, and so does its norm.
+    "one_at_a_time": lambda k: one_at_a_time(by_norm(0.0), k),
     "scale_by_max_adam, mean": lambda k: scale_by_max_adam(k, reduction="mean"),
     "scale_by_max_adam, amsgrad": lambda k: scale_by_max_adam(k, amsgrad=True),
     "scale_by_max_adam, own, amsgrad": lambda k: scale_by_max_adam(
@@ -249,7 +253,7 @@ def test_a_wrong_mask_is_named(own_errors, case, bad):
 def test_something_that_is_no_array_is_named(own_errors):
     tx = sum_terms()
     with pytest.raises(TypeError, match="present must be an array of 2 booleans"):
-        tx.update(jnp.ones((2, 3)), tx.init(None), present={"a": True})
+        tx.update(jnp.ones((2, 3)), tx.init(None), present={"a": True, "b": "no"})
 
 
 def test_leaves_of_different_numbers_of_terms_have_no_mask():

@@ -34,6 +34,14 @@ def load():
         sys.path.remove(str(FOLDER))
 
 
+def test_without_pytorch_the_run_says_what_to_install(load, monkeypatch, tmp_path):
+    run = load("run")
+    monkeypatch.setattr(run, "is_installed", lambda name: name != "torch")
+    with pytest.raises(SystemExit, match=r"^torch: not .*'\.\[benchmarks\]'"):
+        run.main(["--short", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
 # --- statistics --------------------------------------------------------------------
 
 

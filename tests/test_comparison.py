@@ -18,7 +18,7 @@ import pytest
 import scipy.stats
 
 import multiterm_optax as mt
-from multiterm_optax import optimizers, weightings
+from multiterm_optax import optimizers, transforms, weightings
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "examples" / "comparison"
@@ -155,7 +155,9 @@ def test_every_method_of_the_library_is_compared():
     found = public_functions(weightings)
     methods = {name for name, value in found.items() if makes_weights(value)}
     methods |= set(public_functions(optimizers))
-    methods |= {"balance_by_norm", "grad_drop", "scale_by_max_adam"}
+    methods |= {"balance_by_norm", "grad_drop", "one_at_a_time", "scale_by_max_adam"}
+    # Of transforms those that are methods, and no means to make some.
+    methods |= public_functions(transforms).keys() - {"per_term", "reweight"}
     assert {"mgda", "mtadam", "softadapt", "uncertainty"} <= methods
     # Weightings that need no arguments are found there as they are here.
     spec = importlib.util.spec_from_file_location("methods", FOLDER / "methods.py")

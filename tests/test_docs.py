@@ -96,6 +96,17 @@ def test_index_example_runs():
     assert bool((names["params"] > 0).all())
 
 
+@pytest.mark.parametrize("side", ["-", "+"])
+def test_index_loop_runs_before_and_after_the_change(side):
+    names = run(python_blocks(DOCS / "index.md"), "index.md")
+    names["params"] = start = 0.0 * names["params"]
+    diff = re.search(r"```diff\n(.*?)```", (DOCS / "index.md").read_text("utf-8"), re.S)
+    lines = diff[1].splitlines()
+    code = "\n".join(line[1:] for line in lines if line[:1] in (side, " "))
+    exec(compile(code, "index.md", "exec"), names)
+    assert bool((names["params"] > start).all())
+
+
 def test_contributing_sketches_compute_what_they_say():
     names = run(python_blocks(ROOT / "CONTRIBUTING.md"), "CONTRIBUTING.md")
     weighting = names["inverse_norm"]()

@@ -1,6 +1,7 @@
 """The digits example, and the code in the README, do what they say."""
 
 import re
+import runpy
 import sys
 from functools import partial
 from pathlib import Path
@@ -286,3 +287,29 @@ def test_readme_names_what_exists():
     assert {"mtadam", "adatask"} <= set(names)
     for name in names:
         assert callable(getattr(mt, name))
+
+
+def scripts():
+    found = sorted((ROOT / "examples").rglob("*.py"))
+    return [path for path in found if "__main__" in path.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("path", scripts(), ids=lambda path: path.stem)
+def test_help_says_how_to_use_it_and_does_no_more(path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    monkeypatch.syspath_prepend(path.parent)
+    # Its neighbours have the names of other scripts' neighbours.
+    neighbours = {other.stem for other in path.parent.glob("*.py")}
+    others = {name: sys.modules.pop(name, None) for name in neighbours}
+    try:
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(path), run_name="__main__")
+    finally:
+        for name, module in others.items():
+            sys.modules.pop(name, None)
+            if module is not None:
+                sys.modules[name] = module
+    assert not end.value.code
+    printed = capsys.readouterr()
+    assert printed.out.startswith("usage:")
+    assert not printed.err

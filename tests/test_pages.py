@@ -5,6 +5,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import matplotlib as mpl
 import numpy as np
 import optax
 import pytest
@@ -45,8 +46,6 @@ def test_every_stage_has_its_page_in_the_index():
 @pytest.fixture(scope="module")
 def names(tmp_path_factory):
     """What a recipe's blocks have defined, run in an empty folder; each run once."""
-    import matplotlib as mpl
-
     mpl.use("Agg")
     found = {}
 
@@ -65,7 +64,25 @@ def names(tmp_path_factory):
 
 @pytest.mark.parametrize("page", RECIPES, ids=lambda page: page.stem)
 def test_recipe_runs_as_pasted(page, names):
+    if "import equinox" in page.read_text("utf-8"):
+        pytest.importorskip("equinox")
     assert names(page.stem)["mt"] is mt
+
+
+@pytest.mark.parametrize("page", RECIPES, ids=lambda page: page.stem)
+def test_recipe_is_in_the_index_and_its_programs_are_short(page):
+    assert f"\nrecipes/{page.stem}\n" in (DOCS / "index.md").read_text("utf-8")
+    assert max(block.count("\n") for block in python_blocks(page)) <= 60
+
+
+def test_names_that_others_are_told_to_use_exist():
+    page = (DOCS / "recipes" / "coming_from.md").read_text("utf-8")
+    tables = page.split("\n## Names")[1].split("\n## What you will notice")[0]
+    rows = re.findall(r"^\| [^|]* \| ([^|]*) \|$", tables, flags=re.MULTILINE)
+    called = {name for row in rows for name in re.findall(r"`(\w+)\(", row)}
+    assert {"upgrad", "pcgrad", "softadapt", "value_and_weighted_grad"} <= called
+    for name in called:
+        assert callable(getattr(mt, name)), name
 
 
 def test_trunk_weights_come_from_the_trunk(names):
@@ -77,19 +94,79 @@ def test_trunk_weights_come_from_the_trunk(names):
 def test_reading_the_state_stacks_over_the_steps(names):
     found = names("reading_the_state")
     seen = found["seen"]
-    assert seen["weights"].shape == seen["losses"].shape == (300, 2)
+    assert seen["weights"].shape == (300, 2)
+    assert {k: v.shape for k, v in seen["losses"].items()} == {"y": (300,), "z": (300,)}
     assert seen["shares"].shape == (300, 2, 5)
     np.testing.assert_allclose(np.sum(seen["shares"], axis=2), 1.0, rtol=1e-5)
     assert (found["folder"] / "weights_and_dominance.png").stat().st_size > 0
 
 
+def test_the_picture_of_the_weights_shows_them(names):
+    found = names("reading_the_state")
+    figure, left, weights = found["figure"], found["left"], found["seen"]["weights"]
+    low, high = left.get_ylim()
+    assert 0 < low <= float(weights.min()) < float(weights.max()) <= high
+    left.get_legend().set_visible(False)
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3] / 255
+    for line in left.get_lines():
+        colour = mpl.colors.to_rgb(line.get_color())
+        assert np.isclose(pixels, colour, atol=0.02).all(-1).sum() > 100
+
+
+def kept():
+    """The table of what methods keep: method, field and shape as they are written."""
+    page = (DOCS / "recipes" / "reading_the_state.md").read_text("utf-8")
+    table = page.split("## What each method keeps")[1].split("\n\n")[1]
+    for row in table.splitlines()[2:]:
+        methods, field, shape = row.split(" | ")[:3]
+        for method in re.findall(r"`([^`]+)`", methods):
+            yield method, field.strip("`"), shape.replace("`", "")
+
+
+@pytest.mark.parametrize(("method", "field", "shape"), list(kept()))
+def test_methods_keep_what_the_table_says(method, field, shape):
+    arguments = {
+        "mtadam": "(1e-3, K)",
+        "adatask_adam": "(1e-3, K)",
+        "ladatask_rmsprop": "(1e-3, K)",
+        "balanced": "(optax.sgd(1.0), K)",
+        "metabalance": "(optax.sgd(1.0), K)",
+        "adaptive_mgda": "(optax.sgd(1.0), K, steps_per_epoch=2)",
+    }
+    method = method.replace("...", "optax.sgd(1.0), K") + arguments.get(method, "")
+    params = {"trunk": jnp.zeros((4, 5))}
+    scope = {**vars(mt), "optax": optax, "K": 3, "key": jax.random.key(0)}
+    state = eval(method, scope).init(params)
+    if field == "–":
+        with pytest.raises(KeyError):
+            mt.metrics.read(state, "weights")
+        return
+    value = optax.tree.get(state, field)
+    if "tree" in shape:
+        value = value["trunk"]
+    shapes = {"[K]": (3,), "[K, K]": (3, 3), "[K, *p]": (3, 4, 5)}
+    assert value.shape == shapes[shape.split("leaf ")[-1]]
+    if field != "weights":
+        with pytest.raises(KeyError):
+            mt.metrics.read(state, "weights")
+
+
 def test_sweep_trades_one_term_for_the_other(names):
     found = names("pareto_sweep")
-    losses = np.asarray(found["losses"])
-    assert losses.shape == (21, 2)
+    fronts = {name: np.asarray(losses) for name, losses in found["fronts"].items()}
+    assert {losses.shape for losses in fronts.values()} == {(21, 2)}
     # All the weight on one term: it ends lower than with none, and the other higher.
+    losses = fronts["weighted sum"]
     assert losses[-1, 0] < 0.5 * losses[0, 0]
     assert losses[0, 1] < 0.5 * losses[-1, 1]
+    # Where the preference is a ray it is the other way round.
+    for name in ("COSMOS", "PBI"):
+        assert fronts[name][0, 0] < 0.5 * fronts[name][-1, 0]
+    page = (DOCS / "recipes" / "pareto_sweep.md").read_text("utf-8")
+    row = page.split("| hypervolume |")[1].split("\n")[0]
+    said = [float(cell) for cell in row.strip(" |").split("|")]
+    np.testing.assert_allclose(said, list(found["volumes"].values()), atol=0.01)
     assert (found["folder"] / "pareto.png").stat().st_size > 0
 
 

@@ -71,6 +71,32 @@ def test_weights_of_a_run():
         np.testing.assert_allclose(line.get_ydata(), np.array(history)[:, term])
 
 
+def coloured(ax):
+    """How many pixels of the drawn figure have the colour of a line."""
+    ax.get_legend().set_visible(False)
+    ax.figure.canvas.draw()
+    pixels = np.asarray(ax.figure.canvas.buffer_rgba())[..., :3] / 255
+    lines = [mpl.colors.to_rgb(line.get_color()) for line in ax.get_lines()]
+    return [int(np.isclose(pixels, c, atol=0.02).all(-1).sum()) for c in lines]
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_weights_are_in_sight_on_either_scale(scale):
+    history = np.stack([np.geomspace(1e-3, 500, 50), np.geomspace(5, 900, 50)], 1)
+    ax = plotting.weights(history)
+    assert ax.get_ylim()[0] == 0
+    ax.set_yscale(scale)
+    assert ax.get_ylim()[1] >= 900
+    assert min(coloured(ax)) > 200
+    if scale == "log":
+        assert 0 < ax.get_ylim()[0] <= 1e-3
+
+
+def test_no_picture_of_no_steps():
+    assert plotting.weights(np.ones((0, 2))).get_lines()
+    assert plotting.weights([[-2.0, 1.0], [1.0, 1.0]]).get_ylim()[0] < -2
+
+
 def test_dominance_of_a_run():
     tx = optax.chain(
         per_term(optax.scale(1.0), 2), metrics.track_dominance(2), sum_terms()
@@ -95,6 +121,25 @@ def test_cosines_of_gradients():
     shown = np.array([float(text.get_text()) for text in ax.texts]).reshape(3, 3)
     np.testing.assert_allclose(shown, rows @ rows.T, atol=6e-3)
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["a", "b", "c"]
+
+
+def test_labels_are_the_names_of_the_losses():
+    losses = {"pde": {"res": 1.0, "ics": 2.0}, "data": 0.5}
+    names = ["data", "pde/ics", "pde/res"]
+    ax = plotting.weights(np.ones((4, 3)), labels=losses)
+    assert [line.get_label() for line in ax.get_lines()] == names
+    ax = plotting.cosines(np.eye(3), labels=losses)
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == names
+    shares = np.random.default_rng(0).dirichlet(np.ones(5), size=(4, 3))
+    named = plotting.dominance(shares, term="pde/ics", labels=losses)
+    placed = plotting.dominance(shares, term=1, labels=names)
+    assert named.get_legend().get_title().get_text() == "moved by pde/ics"
+    for one, other in zip(named.collections, placed.collections, strict=True):
+        np.testing.assert_array_equal(
+            one.get_paths()[0].vertices, other.get_paths()[0].vertices
+        )
+    ax = plotting.pareto_front(np.ones((4, 2)), labels={"y": 1.0, "x": 2.0})
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("x", "y")
 
 
 def test_many_terms_have_no_numbers():
@@ -122,7 +167,10 @@ def test_runs_that_failed_are_left_out_of_the_front():
         (lambda: plotting.weights(np.ones(3)), "history"),
         (lambda: plotting.weights(np.ones((3, 2)), labels=["one"]), "labels"),
         (lambda: plotting.weights(np.ones((3, 2)), labels="ab"), "labels"),
+        (lambda: plotting.weights(np.ones((3, 2)), labels={"a": 1.0}), "labels"),
+        (lambda: plotting.weights(np.ones((3, 2)), labels=np.ones(2)), "labels"),
         (lambda: plotting.weights(np.ones((3, 2)), steps=[1, 2]), "steps"),
+        (lambda: plotting.dominance(np.ones((3, 2, 5)), term="one"), "term"),
         (lambda: plotting.dominance(np.ones((3, 2, 4))), "shares"),
         (lambda: plotting.dominance(np.ones((3, 2, 5)), term=2), "term"),
         (lambda: plotting.cosines(np.ones((3, 2))), "matrix"),

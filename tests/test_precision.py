@@ -254,8 +254,8 @@ def sized(case):
     return jax.tree.map(scale, unit_grads()), np.float32(unit_losses() * sizes)
 
 
-def deviation(found, expected, keeps_terms):
-    """Largest error of a step, relative to the step; by term where terms are kept."""
+def deviation(found, expected, keeps_terms, measure):
+    """Largest error of a step relative to ``measure``; by term where terms are kept."""
     lead = 2 if keeps_terms else 1
 
     def rows(tree):
@@ -264,15 +264,21 @@ def deviation(found, expected, keeps_terms):
 
     one, other = rows(found), rows(expected)
     gaps = np.max(np.abs(one - other), axis=-1)
-    sizes = np.max(np.abs(other), axis=-1)
+    sizes = np.max(np.abs(rows(measure)), axis=-1)
     assert np.all(gaps[sizes == 0] == 0)
     return float(np.max(gaps[sizes > 0] / sizes[sizes > 0], initial=0.0))
+
+
+# Weights on the simplex come from differences: they are known to a rounding of 1, and
+# not to their own last digits. The gradient that they scale is the measure. SDMGrad's
+# rounds are so long that they multiply a rounding, and the last one may be anywhere.
+DESCENDING = {"moco": 1e-6, "modo": 1e-6, "sdmgrad": 1e-3}
 
 
 def reads_dot_products(name):
     if name in _methods.factories():
         return _methods.build(name, K).reads_gramian
-    return name == "adaptive_mgda"
+    return name in {"adaptive_mgda", *DESCENDING}
 
 
 @pytest.mark.parametrize("name", [name for name in MAKE if name != "grad_drop"])
@@ -283,12 +289,13 @@ def test_thirty_six_orders_of_magnitude(name, case):
     expected, _ = run(name, "float64", grads, losses)
     assert_finite(found)
     assert_finite(state)
-    digits = 1e-6
+    digits = DESCENDING.get(name, 1e-6)
     if reads_dot_products(name):
         declared = _methods.methods().get(name)
         digits = declared.digits if declared else digits
         digits = 1e-2 if case in CANCELLING else digits
-    assert deviation(found, expected, name in KEEP_TERMS) <= digits
+    measure = grads if name in DESCENDING else expected
+    assert deviation(found, expected, name in KEEP_TERMS, measure) <= digits
 
 
 @pytest.mark.parametrize("case", CASES)

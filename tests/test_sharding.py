@@ -503,6 +503,8 @@ def inside_shard_map(name):
         "cagrad": mt.cagrad,
         "upgrad": mt.upgrad,
         "pcgrad": lambda: mt.pcgrad(jax.random.key(0)),
+        "fair_grad": mt.fair_grad,
+        "aligned_mtl": mt.aligned_mtl,
     }[name]()
 
     def weigh(gramians):
@@ -514,7 +516,7 @@ def inside_shard_map(name):
     return jax.jit(spread), jax.jit(weigh)
 
 
-@pytest.mark.parametrize("name", ["cagrad", "upgrad"])
+@pytest.mark.parametrize("name", ["cagrad", "upgrad", "fair_grad", "aligned_mtl"])
 def test_loops_of_solvers_keep_their_types_inside_shard_map(name):
     # What varies over devices is part of a type there, which a loop must not change.
     gramians = jax.ShapeDtypeStruct((8, 4, 4), np.float32)

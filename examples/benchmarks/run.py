@@ -8,6 +8,7 @@ off goes on where it stopped. README.md in this folder says what is measured, an
 """
 
 import argparse
+import importlib.util
 import json
 import math
 import multiprocessing
@@ -215,6 +216,10 @@ def missing(cases: list[Case], results: dict[str, Any]) -> list[str]:
     return [case.name for case in cases if case.name not in done]
 
 
+def is_installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -228,6 +233,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--fresh", action="store_true", help="forget saved results")
     parser.add_argument("--report", action="store_true", help="measure nothing")
     args = parser.parse_args(argv)
+    lacking = [name for name in ("torch", "torchjd") if not is_installed(name)]
+    if lacking and not args.report:
+        sys.exit(
+            f"{' and '.join(lacking)}: not installed, and half of what is measured; "
+            "the extra brings it: pip install -e '.[benchmarks]'"
+        )
     os.environ.update(
         JAX_PLATFORMS="cpu",
         OMP_NUM_THREADS=str(THREADS),

@@ -155,24 +155,54 @@ def tables(parts, apart):
     return found | {"Learning rates": by_rate(counted)}
 
 
+SHOWN = {
+    "Adam on the sum": ("o", "tab:gray", EQUAL),
+    "static weights tuned for the same time": ("|", "black", SAME_TIME),
+    "balanced": ("D", "tab:blue", None),
+}
+TICKS = [0.5, 0.7, 1, 1.5, 2, 3, 5, 10]
+
+
+def ratios(results, other):
+    """By problem, the default's score, or another one's, over that of the pool."""
+    found = []
+    for one in results.values():
+        record = one["methods"][DEFAULT]
+        others = opponents(one, record)
+        own = by_seed(record) if other is None else others[other]
+        found.append(ratio(own, others[POOL]))
+    return found
+
+
+def draw_summary(results):
+    """One row for each way to train, one mark for each problem."""
+    figure = Figure(figsize=(8, 2.1), dpi=110, layout="constrained")
+    ax = figure.subplots()
+    for place, (marker, color, other) in enumerate(SHOWN.values()):
+        middle = np.array(ratios(results, other))[:, 0]
+        mean = np.exp(np.mean(np.log(middle)))
+        ax.plot(middle, np.full_like(middle, -place), marker, color=color, alpha=0.5)
+        ax.plot(mean, -place - 0.32, "^", color="black")
+        ax.text(mean * 1.04, -place - 0.42, f"mean {mean:.2f}", fontsize=9)
+    ax.axvline(1, color="tab:green", linewidth=1)
+    labels = ["Adam on the sum", "static weights,\ntuned as long", "balanced,\nuntuned"]
+    ax.set_yticks([0, -1, -2], labels)
+    ax.set_ylim(-2.7, 0.4)
+    ax.set_xscale("log")
+    ax.set_xlabel("test error over that of the best of 105 static weights, 24 problems")
+    ax.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
+    ax.minorticks_off()
+    return figure
+
+
 def draw(results):
     """One row a problem: scores over that of the best of the whole pool."""
     figure = Figure(
         figsize=(8, 1.2 + 0.3 * len(results)), dpi=110, layout="constrained"
     )
     ax = figure.subplots()
-    rows = {
-        "Adam on the sum": ("o", "tab:gray", EQUAL),
-        "static weights tuned for the same time": ("|", "black", SAME_TIME),
-        "balanced": ("D", "tab:blue", None),
-    }
-    for label, (marker, color, other) in rows.items():
-        points = []
-        for found in results.values():
-            record = found["methods"][DEFAULT]
-            others = opponents(found, record)
-            own = by_seed(record) if other is None else others[other]
-            points.append(ratio(own, others[POOL]))
+    for label, (marker, color, other) in SHOWN.items():
+        points = ratios(results, other)
         middle, low, high = np.array(points).T
         places = np.arange(len(points))[::-1]
         ax.errorbar(
@@ -190,8 +220,7 @@ def draw(results):
     ax.set_yticks(range(len(names))[::-1], names)
     ax.set_xscale("log")
     ax.set_xlabel("test error over that of the best of 105 trials of static weights")
-    ticks = [0.5, 0.7, 1, 1.5, 2, 3, 5, 10]
-    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
     ax.minorticks_off()
     ax.grid(axis="y", linewidth=0.3)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
@@ -199,7 +228,7 @@ def draw(results):
 
 
 def write(parts, apart, folder):
-    """Saves ``default.md`` and ``default.png`` where every problem has the default.
+    """Saves ``default.md`` and two pictures where every problem has the default.
 
     ``parts`` are groups of problems by what they are called, ``apart`` those that count
     nowhere.
@@ -211,3 +240,4 @@ def write(parts, apart, folder):
     text = "\n\n".join(f"## {name}\n\n{table}" for name, table in found.items())
     (folder / "default.md").write_text(text + "\n", encoding="utf-8")
     draw(counted).savefig(folder / "default.png")
+    draw_summary(counted).savefig(folder / "default_summary.png")

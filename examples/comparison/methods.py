@@ -76,6 +76,44 @@ def weights_first(make: Callable[[Setting], mt.Weighting]) -> Method:
     return method
 
 
+def kept(make: Callable[[Setting], Any]) -> Method:
+    """Of a stage that keeps the terms: their sum, and Adam behind it."""
+
+    def chain(s):
+        return mt.chain(make(s), mt.sum_terms(), optax.adam(s.rate))
+
+    return per_term(chain)
+
+
+def one_term(make: Callable[[Setting], mt.Weighting]) -> Method:
+    """Of a weighting of momenta, where a step differentiates one term only.
+
+    Adam behind it has no momentum of its own.
+    """
+
+    def method(losses_fn, setting):
+        tx = mt.chain(
+            mt.one_at_a_time(make(setting), setting.num_terms),
+            optax.adam(setting.rate, b1=0.0),
+        )
+        value_and_grad = mt.value_and_one_grad(losses_fn)
+
+        def init(params):
+            return jnp.zeros([], jnp.int32), tx.init(params)
+
+        def step(params, state, batch):
+            count, inner = state
+            losses, grads, present = value_and_grad(count, params, batch)
+            updates, inner = tx.update(
+                grads, inner, params, losses=losses, present=present
+            )
+            return optax.apply_updates(params, updates), (count + 1, inner)
+
+        return init, step
+
+    return method
+
+
 def before_adatask(make: Callable[[Setting], mt.Weighting]) -> Method:
     """A weighting as K -> K, then an Adam for each term."""
 
@@ -177,6 +215,13 @@ METHODS: dict[str, Method] = {
     "ladatask_rmsprop": per_term(lambda s: mt.ladatask_rmsprop(s.rate, s.num_terms)),
     "pcgrad, adatask": before_adatask(lambda s: mt.pcgrad(s.key)),
     "cagrad, adatask": before_adatask(lambda s: mt.cagrad()),
+    "moco": kept(lambda s: mt.moco(s.num_terms)),
+    "db_mtl": kept(lambda s: mt.db_mtl(s.num_terms)),
+    "excess_mtl": kept(lambda s: mt.excess_mtl(s.num_terms)),
+    # A step has one batch, which stands for all that these two ask for.
+    "modo": kept(lambda s: mt.modo(s.num_terms)),
+    "sdmgrad": kept(lambda s: mt.sdmgrad(s.num_terms)),
+    "one_at_a_time, upgrad": one_term(lambda s: mt.upgrad()),
     "mgda": weights_first(lambda s: mt.mgda()),
     "mgda, l2": weights_first(lambda s: mt.mgda("l2")),
     "inexact_mgda": per_term(
@@ -191,6 +236,13 @@ METHODS: dict[str, Method] = {
     "upgrad": weights_first(lambda s: mt.upgrad()),
     "dual_proj": weights_first(lambda s: mt.dual_proj()),
     "pcgrad": weights_first(lambda s: mt.pcgrad(s.key)),
+    "krum": weights_first(lambda s: mt.krum(num_byzantine=0)),
+    "cr_mogm, mgda": weights_first(lambda s: mt.cr_mogm(mt.mgda())),
+    "random_weights": weights_first(lambda s: mt.random_weights(s.key)),
+    "trimmed_mean": per_term(
+        lambda s: mt.chain(mt.trimmed_mean(1), optax.adam(s.rate))
+    ),
+    "median_terms": per_term(lambda s: mt.chain(mt.median_terms(), optax.adam(s.rate))),
     "grad_drop": per_term(lambda s: mt.chain(mt.grad_drop(s.key), optax.adam(s.rate))),
     "gradnorm": weights_first(lambda s: mt.gradnorm()),
     "uncertainty": weights_first(lambda s: mt.uncertainty()),
@@ -211,6 +263,14 @@ METHODS: dict[str, Method] = {
     "dual_balanced": before_adam(lambda s: mt.dual_balanced(s.num_terms)),
     "output_balance": before_adam(lambda s: mt.output_balance(s.num_terms)),
     "ntk": ntk_of_losses,
+    "imtl_l": weights_first(lambda s: mt.imtl_l(optax.adam(s.rate))),
+    "relobralo": weights_first(lambda s: mt.relobralo(s.key)),
+    # Of losses between 0.01 and 10, as most are here.
+    "soft_uncertainty": weights_first(lambda s: mt.soft_uncertainty(20.0)),
+    # All losses but the first are brought below 0.1, where they begin near 1.
+    "lagrangian": weights_first(
+        lambda s: mt.lagrangian(jnp.full(s.num_terms - 1, 0.1), s.rate)
+    ),
 }
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from multiterm_optax import _words
+from multiterm_optax import _named, _words
 
 
 def as_int(value: Any) -> int | None:
@@ -59,8 +59,22 @@ def in_range(
 ) -> None:
     """Refuses what is not a number, or is known to lie outside an interval.
 
-    Tracers pass. ``array`` allows several numbers.
+    Tracers pass. ``array`` allows several numbers, as an array or in a tree.
     """
+    leaves = jax.tree_util.tree_leaves_with_path(value) if array else []
+    traced = any(isinstance(leaf, Tracer) for path, leaf in leaves if path)
+    if traced or (array and _named.is_tree(value)):
+        for path, leaf in leaves:
+            in_range(
+                leaf,
+                f"{argument}{jax.tree_util.keystr(path)}",
+                name,
+                low=low,
+                high=high,
+                open_low=open_low,
+                open_high=open_high,
+            )
+        return
     interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
     try:  # NumPy reads None as an object, and digits in quotes as text
         numbers = value if isinstance(value, Tracer) else np.asarray(value)
@@ -104,22 +118,38 @@ def one_of(value: Any, argument: str, name: str, choices: tuple[Any, ...]) -> No
 
 
 def vector(value: Any, argument: str, name: str, num_terms: int) -> jax.Array:
-    """Returns ``value`` as an array [K] of non-negative numbers."""
+    """Returns K non-negative numbers, in an array or a tree, as an array [K]."""
+    numbers = _named.by_name(value, argument, name)
     try:
-        array = jnp.asarray(value, dtype=jnp.result_type(float))
+        array = jnp.asarray(numbers, dtype=jnp.result_type(float))
     except (TypeError, ValueError):
         raise TypeError(
-            f"{name}: {argument} must be {num_terms} numbers, one for each term, found "
-            f"{_words.describe(value)}."
+            f"{name}: {argument} must be {num_terms} numbers, one for each term"
+            f"{_named.in_order(num_terms)}, found {_words.describe(value)}."
         ) from None
     if array.shape != (num_terms,):
         raise ValueError(
             f"{name}: {argument} must have shape ({num_terms},), one value for each of "
-            f"num_terms={num_terms} terms, found shape {array.shape}."
+            f"num_terms={num_terms} terms{_named.in_order(num_terms)}, found shape "
+            f"{array.shape}{_named.listed(value)}."
         )
     traced = any(isinstance(one, Tracer) for one in jax.tree.leaves(value))
     non_negative(array if traced else value, argument, name, array=True)
     return array
+
+
+def number_or_vector(
+    value: Any, argument: str, name: str, num_terms: int, dtype: Any = None
+) -> jax.Array:
+    """Returns one number for all terms, or one for each, as an array [K]."""
+    array = jnp.asarray(_named.by_name(value, argument, name), dtype)
+    if array.shape not in ((), (num_terms,)):
+        raise ValueError(
+            f"{name}: {argument} must be a number or have shape ({num_terms},), one "
+            f"value for each term{_named.in_order(num_terms)}, found shape "
+            f"{array.shape}{_named.listed(value)}."
+        )
+    return jnp.broadcast_to(array, (num_terms,))
 
 
 def term_index(
@@ -138,6 +168,37 @@ def term_index(
             f"num_terms={num_terms}, found {index}."
         )
     return index
+
+
+def term(
+    value: Any, argument: str, name: str, num_terms: int | None = None
+) -> int | str:
+    """Refuses what is neither the index nor the name of a term, as far as is known."""
+    if isinstance(value, str):
+        return value
+    return term_index(value, argument, name, num_terms)
+
+
+def term_at(value: Any, argument: str, name: str, num_terms: int) -> int:
+    """The index of a term that is given by its index or by its name."""
+    if not isinstance(value, str):
+        return term_index(value, argument, name, num_terms)
+    terms = _named.current()
+    if terms is not None and terms.abstract:
+        return 0
+    if terms is None or terms.names is None:
+        found = "no losses" if terms is None else str(terms)
+        raise ValueError(
+            f"{name}: {argument}={value!r} must be the name of one of the losses: pass "
+            "them to update as losses=losses, structured as losses_fn returns them, or "
+            f"name the term by its index, found {found}."
+        )
+    if value not in terms.names:
+        raise ValueError(
+            f"{name}: {argument} must be the index or the name of a term, one of "
+            f"{terms.order or terms}, found {value!r}."
+        )
+    return terms.names.index(value)
 
 
 def floating_dtype(value: Any, argument: str, name: str) -> None:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import keystr
 
-from multiterm_optax import _words
+from multiterm_optax import _named, _words
 
 
 def _kind_of(value: Any) -> Any:
@@ -38,22 +38,46 @@ def floating(value: Any, argument: str, name: str, why: str = "") -> None:
         )
 
 
+def differentiable(value: Any, argument: str, name: str) -> None:
+    """Refuses a parameter that cannot be differentiated."""
+    # Layers hold functions, and switches such as that of dropout.
+    of_a_model = _kind_of(value) is None or isinstance(value, bool)
+    try:
+        floating(value, argument, name, " to be differentiated")
+    except TypeError as error:
+        hint = f" {_words.MODEL}" if of_a_model else ""
+        raise TypeError(f"{error}{hint}") from None
+
+
+def arrays(params: Any, name: str) -> None:
+    """Refuses parameters among which there is something else, such as a function."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if _kind_of(leaf) is None:
+            raise TypeError(
+                f"{name}: params{keystr(path)} must be an array, found "
+                f"{_words.describe(leaf)}. {_words.MODEL}"
+            )
+
+
 def present(value: Any, name: str, num_terms: int) -> jax.Array | None:
     """Returns the mask of the terms present in this step, or None for all."""
     if value is None:
         return None
+    flags = _named.by_name(value, "present", name)
     try:
-        mask = jnp.asarray(value)
+        mask = jnp.asarray(flags)
     except (TypeError, ValueError):
         raise TypeError(
-            f"{name}: present must be an array of {num_terms} booleans, in the order "
-            f"of the terms, found {_words.describe(value)}."
+            f"{name}: present must be an array of {num_terms} booleans"
+            f"{_named.in_order(num_terms)}, or a tree of them like the losses, found "
+            f"{_words.describe(value)}."
         ) from None
     if mask.dtype != jnp.bool_ or mask.shape != (num_terms,):
         raise ValueError(
-            f"{name}: present must be an array of booleans of shape ({num_terms},), "
-            f"True where a term is present, found dtype {mask.dtype} and shape "
-            f"{mask.shape}."
+            f"{name}: present must be an array of booleans of shape ({num_terms},)"
+            f"{_named.in_order(num_terms)}, or a tree of them like the losses, True "
+            f"where a term is present, found dtype {mask.dtype} and shape {mask.shape}"
+            f"{_named.listed(value)}."
         )
     return mask
 
@@ -84,7 +108,8 @@ def losses(
     found = jnp.shape(leaves[0][1])[0] if is_vector else len(leaves)
     if found != num_terms:
         raise ValueError(
-            f"{name}: losses must hold num_terms={num_terms} values, found {found}."
+            f"{name}: losses must hold num_terms={num_terms} values, found {found}"
+            f"{_named.listed(value)}."
         )
     parts = [jnp.asarray(leaf) for _, leaf in leaves]
     vector = parts[0] if is_vector else jnp.stack(parts)
@@ -123,6 +148,8 @@ def term_axis(
                 hint = " stack_terms makes updates of a gradient for each term."
             elif isinstance(updates, tuple) and len(updates) == 2:
                 hint = " value_and_term_grads returns the pair (losses, grads)."
+            elif any(_kind_of(leaf) is None for leaf in jax.tree.leaves(params)):
+                hint = f" {_words.MODEL}"
             raise ValueError(
                 f"{name}: updates must have the tree structure of params, "
                 f"{_words.difference(updates, params)}.{hint}"
@@ -164,7 +191,10 @@ def _term_axis_leaf(
     if found == parameter or (parameter is None and not found):
         hint = f": {_words.MISSING}"
     elif fits:
-        hint = f": num_terms={num_terms}, but the term axis has {found[0]} entries."
+        order = "" if num_terms is None else _named.in_order(num_terms)
+        hint = (
+            f": num_terms={num_terms}{order}, but the term axis has {found[0]} entries."
+        )
     raise ValueError(
         f"{name}: {leaf} must have the term axis first, shape {expected}, found "
         f"shape {found}{hint}"

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from multiterm_optax import _checks, _stages, _terms
@@ -43,7 +42,7 @@ def grad_drop(
     Args:
       key: A random key, typed (``jax.random.key``) or raw (``jax.random.PRNGKey``).
       leak: :math:`\ell`, the share of each term that passes whatever the draw is, in
-        [0, 1]: a number or an array [K].
+        [0, 1]: a number, an array [K], or a pytree like the losses.
       purity_fn: :math:`f`, an increasing function from [0, 1] to itself; by default
         the identity.
 
@@ -76,13 +75,8 @@ def grad_drop(
     _checks.in_range(leak, "leak", name, low=0.0, high=1.0, array=True)
 
     def leaks(num_terms: int) -> jax.Array:
-        if np.shape(leak) not in ((), (num_terms,)):
-            raise ValueError(
-                f"{name}: leak must be a number or have shape ({num_terms},), one "
-                f"value for each term, found shape {np.shape(leak)}."
-            )
-        shares = jnp.asarray(leak, jnp.result_type(float))
-        return jnp.broadcast_to(shares, (num_terms,))
+        dtype = jnp.result_type(float)
+        return _checks.number_or_vector(leak, "leak", name, num_terms, dtype)
 
     def init_fn(params: optax.Params) -> GradDropState:
         del params

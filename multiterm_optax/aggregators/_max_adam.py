@@ -6,9 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.core import Tracer
 
 from multiterm_optax import _checks, _stages, _terms
 from multiterm_optax._stages import Step
@@ -43,6 +41,7 @@ def scale_by_max_adam(
     eps_root: Scalar = 0.0,
     reduction: Literal["max", "mean", "own"] = "max",
     amsgrad: bool = False,
+    weights: Any = None,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam's step for the sum of the terms, scaled by the largest second moment.
@@ -64,6 +63,8 @@ def scale_by_max_adam(
         :math:`\hat v_j` of the terms seen so far. ``"own"`` divides each term by its
         own :math:`\hat v_i`; this is AdaTask's Adam and needs 2K copies.
       amsgrad: Keep the largest reduced :math:`\hat v`, as in :func:`optax.amsgrad`.
+      weights: With ``"own"``, K numbers by which the terms' own steps are multiplied,
+        not negative: an array [K] or a pytree like the losses; by default all 1.
       mu_dtype: Dtype of the first moment; by default that of the parameter.
 
     Returns:
@@ -101,6 +102,14 @@ def scale_by_max_adam(
     _checks.floating_dtype(mu_dtype, "mu_dtype", name)
     _checks.one_of(reduction, "reduction", name, ("max", "mean", "own"))
     own = reduction == "own"
+    if weights is not None:
+        if not own:
+            raise ValueError(
+                f"{name}: weights must be None unless reduction='own', found "
+                f"reduction={reduction!r}: before one divisor for all terms they are "
+                "weights of the gradients, as reweight(constant(weights)) gives them."
+            )
+        _checks.vector(weights, "weights", name, num_terms)
 
     def init_fn(params: optax.Params) -> ScaleByMaxAdamState:
         def zeros(param: Any, per_term: bool, dtype: Any = None) -> jax.Array:
@@ -129,8 +138,11 @@ def scale_by_max_adam(
         )
         # The moments of a term that was not seen yet are zero, whatever their divisor.
         own_counts = jnp.maximum(term_counts, 1)
-        correct_mu = 1 / _bias_correction(b1, own_counts if own else step_count)
-        correct_nu = 1 / _bias_correction(b2, own_counts)
+        correct_mu = 1 / _terms.bias_correction(b1, own_counts if own else step_count)
+        correct_nu = 1 / _terms.bias_correction(b2, own_counts)
+        if weights is not None:
+            # After the moments, so that no divisor takes the weights out again.
+            correct_mu *= _checks.vector(weights, "weights", name, num_terms)
 
         def first_moment(update: TermLeaf, mu: jax.Array) -> jax.Array:
             wide = update.astype(_terms.accumulator_dtype(update))
@@ -175,13 +187,3 @@ def scale_by_max_adam(
         return stepped, ScaleByMaxAdamState(step_count, term_counts, mu, nu, nu_max)
 
     return _stages.stage(name, num_terms, init_fn, update_fn)
-
-
-def _bias_correction(decay: Scalar, step_count: jax.Array) -> jax.Array:
-    # 1 - decay**t loses most of its digits in float32. If the decay is known, expm1 of
-    # its logarithm in double precision keeps them.
-    steps = step_count.astype(jnp.result_type(float))
-    if isinstance(decay, Tracer):
-        return -jnp.expm1(steps * jnp.log(decay))
-    with np.errstate(divide="ignore"):
-        return -jnp.expm1(steps * float(np.log(np.float64(decay))))

@@ -7,6 +7,7 @@ first, and the result is the gradient of the weighted sum, ``[*p]``.
 """
 
 from multiterm_optax.gradients._ntk_traces import ntk_traces as ntk_traces
+from multiterm_optax.gradients._one_grad import value_and_one_grad as value_and_one_grad
 from multiterm_optax.gradients._residual_attention import (
     ResidualAttention as ResidualAttention,
 )

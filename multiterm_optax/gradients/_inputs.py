@@ -66,7 +66,7 @@ def check_parameters(params: Any, argument: str, name: str) -> None:
     """Refuses parameters that cannot be differentiated."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         where = f"{argument}{keystr(path)}"
-        _checks.floating(leaf, where, name, " to be differentiated")
+        _checks.differentiable(leaf, where, name)
 
 
 def count_losses(losses: Any, name: str) -> int:

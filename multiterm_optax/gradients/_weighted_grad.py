@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool
 
-from multiterm_optax import _checks, _terms, _weighting
+from multiterm_optax import _checks, _named, _terms, _weighting
 from multiterm_optax._typing import LossesFn
 from multiterm_optax._weighting import Weighting
 from multiterm_optax.gradients import _gramian, _inputs
@@ -145,9 +145,10 @@ def value_and_weighted_grad(
         if state.weights.shape[-1] != num_terms:
             raise ValueError(
                 f"{name}: losses_fn must return num_terms={state.weights.shape[-1]} "
-                f"losses, as given to init, found {num_terms}."
+                f"losses, as given to init, found {num_terms}{_named.listed(losses)}."
             )
-        present = _checks.present(present, name, num_terms)
+        with _named.seen(losses):
+            present = _checks.present(present, name, num_terms)
         vector: Any = _checks.losses(losses, name, num_terms, needed=True)
         vector = _terms.only_present(present, vector)
 
@@ -168,12 +169,11 @@ def value_and_weighted_grad(
                     shared=trunk,
                     name=name,
                 )
-            weights, inner = _weighting.weights_from(
-                weighting,
-                *jax.lax.stop_gradient((products, state.weighting, vector)),
-                present,
-                **extra_args,
-            )
+            read_only = jax.lax.stop_gradient((products, state.weighting, vector))
+            with _named.seen(losses):  # they say what the terms are called
+                weights, inner = _weighting.weights_from(
+                    weighting, *read_only, present, **extra_args
+                )
             weights = weights.astype(state.weights.dtype)
             if present is not None and every > 1:
                 # Zero before the first step, and where the step is to be skipped.

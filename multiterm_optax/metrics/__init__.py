@@ -16,4 +16,7 @@ from multiterm_optax.metrics._geometry import conflicts as conflicts
 from multiterm_optax.metrics._geometry import cosines as cosines
 from multiterm_optax.metrics._geometry import gramian as gramian
 from multiterm_optax.metrics._geometry import norms as norms
+from multiterm_optax.metrics._names import named as named
 from multiterm_optax.metrics._read import read as read
+from multiterm_optax.metrics._signs import Warnings as Warnings
+from multiterm_optax.metrics._signs import warnings as warnings

@@ -10,27 +10,29 @@ import optax
 
 from multiterm_optax import _checks, _stages, _terms, _words
 from multiterm_optax._typing import Scalar
-from multiterm_optax.aggregators import scale_by_max_adam, sum_terms
+from multiterm_optax.aggregators import scale_by_max_adam
 from multiterm_optax.optimizers import _finish
 from multiterm_optax.transforms import per_term
 
 
 def adatask(
-    inner: optax.GradientTransformation, num_terms: int
+    inner: optax.GradientTransformation, num_terms: int, *, weights: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""AdaTask's form of any Optax optimizer.
 
-    .. math:: \theta \leftarrow \theta - \sum_i \mathrm{inner}_i(g_i)
+    .. math:: \theta \leftarrow \theta - \sum_i w_i \, \mathrm{inner}_i(g_i)
 
     where each term has its own copy of ``inner``'s state: ``chain(per_term(inner, K),
     sum_terms())``. Every term takes a step of the size that ``inner`` gives it alone,
-    whatever the scale of its loss. Parameters that only one term touches are trained by
-    the plain ``inner`` on this term.
+    whatever its loss is multiplied by before. Parameters that only one term touches are
+    trained by the plain ``inner`` on this term.
 
     Args:
       inner: An optimizer with its learning rate, such as ``optax.adam(1e-3)``. Weight
         decay inside would be applied K times: put it after this transformation.
       num_terms: K, the number of terms.
+      weights: :math:`w_i`, K numbers by which the terms' own steps are multiplied, not
+        negative: an array [K] or a pytree like the losses. ``None``: all 1.
 
     Returns:
       An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. With
@@ -40,8 +42,8 @@ def adatask(
 
     Raises:
       TypeError: ``inner`` is not a transformation.
-      ValueError: ``num_terms`` is not positive, or an update lacks the leading term
-        axis.
+      ValueError: ``num_terms`` is not positive, ``weights`` are not K numbers, or an
+        update lacks the leading term axis.
 
     Source:
       Yang et al., "AdaTask: A Task-Aware Adaptive Learning Rate Approach to
@@ -59,7 +61,8 @@ def adatask(
     name = "adatask"
     num_terms = _checks.num_terms(num_terms, name)
     _checks.transformation(inner, "inner", name)
-    tx = optax.chain(per_term(inner, num_terms), sum_terms())
+    total = _finish.sum_of_steps(weights, num_terms, name)
+    tx = optax.chain(per_term(inner, num_terms), total)
     return _stages.speaking_as(name, tx, *_finish.PARTS)
 
 
@@ -71,13 +74,14 @@ def adatask_adam(
     eps: Scalar = 1e-8,
     *,
     eps_in_sqrt: bool = False,
+    weights: Any = None,
     weight_decay: Scalar | None = None,
     mask: Any | Callable[[optax.Params], Any] | None = None,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam with moments of its own for each term.
 
-    .. math:: \theta \leftarrow \theta - \alpha \sum_i
+    .. math:: \theta \leftarrow \theta - \alpha \sum_i w_i
       \frac{\hat m_i}{\sqrt{\hat v_i} + \epsilon}
 
     State: 2K copies of the parameters.
@@ -85,12 +89,11 @@ def adatask_adam(
     Args:
       learning_rate: A number or an Optax schedule.
       num_terms: K, the number of terms.
-      b1: Decay rate of the first moments, in [0, 1); the paper's
-        :math:`\gamma_2`.
-      b2: Decay rate of the second moments, in [0, 1); the paper's
-        :math:`\gamma_1`.
+      b1: Decay rate of the first moments, in [0, 1); the paper's :math:`\gamma_2`.
+      b2: Decay rate of the second moments, in [0, 1); the paper's :math:`\gamma_1`.
       eps: Added to the denominator.
       eps_in_sqrt: Put ``eps`` inside the square root. The paper prints both forms.
+      weights: As in :func:`adatask`.
       weight_decay: Decoupled weight decay, multiplied by the learning rate, once and
         not K times. ``None``: none, and ``update`` does not need ``params``.
       mask: Which parameters decay, as in :func:`optax.adamw`.
@@ -131,6 +134,7 @@ def adatask_adam(
             0.0 if eps_in_sqrt else eps,
             eps_root=eps if eps_in_sqrt else 0.0,
             reduction="own",
+            weights=weights,
             mu_dtype=mu_dtype,
         )
     return _finish.step([adam], learning_rate, weight_decay, mask, name)
@@ -143,6 +147,7 @@ def adatask_rmsprop(
     eps: Scalar = 1e-8,
     *,
     eps_in_sqrt: bool = False,
+    weights: Any = None,
     weight_decay: Scalar | None = None,
     mask: Any | Callable[[optax.Params], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -151,7 +156,7 @@ def adatask_rmsprop(
     .. math::
 
       G_i &\leftarrow \gamma G_i + (1 - \gamma) g_i^2, \\
-      \theta &\leftarrow \theta - \alpha \sum_i \frac{g_i}{\sqrt{G_i} + \epsilon}
+      \theta &\leftarrow \theta - \alpha \sum_i w_i \frac{g_i}{\sqrt{G_i} + \epsilon}
 
     State: K copies of the parameters.
 
@@ -161,6 +166,7 @@ def adatask_rmsprop(
       decay: :math:`\gamma`, in [0, 1).
       eps: Added to the denominator.
       eps_in_sqrt: Put ``eps`` inside the square root. The paper prints both forms.
+      weights: As in :func:`adatask`.
       weight_decay: Decoupled weight decay, multiplied by the learning rate, once and
         not K times. ``None``: none, and ``update`` does not need ``params``.
       mask: Which parameters decay, as in :func:`optax.adamw`.
@@ -194,7 +200,8 @@ def adatask_rmsprop(
         eps,
         eps_in_sqrt,
     )
-    stages = [per_term(rms, num_terms), sum_terms()]
+    total = _finish.sum_of_steps(weights, num_terms, name)
+    stages = [per_term(rms, num_terms), total]
     return _finish.step(stages, learning_rate, weight_decay, mask, name)
 
 
@@ -204,6 +211,7 @@ def adatask_adagrad(
     eps: Scalar = 1e-8,
     *,
     eps_in_sqrt: bool = False,
+    weights: Any = None,
     weight_decay: Scalar | None = None,
     mask: Any | Callable[[optax.Params], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -212,7 +220,7 @@ def adatask_adagrad(
     .. math::
 
       G_i &\leftarrow G_i + g_i^2, \\
-      \theta &\leftarrow \theta - \alpha \sum_i \frac{g_i}{\sqrt{G_i} + \epsilon}
+      \theta &\leftarrow \theta - \alpha \sum_i w_i \frac{g_i}{\sqrt{G_i} + \epsilon}
 
     The accumulators start at 0 (those of :func:`optax.adagrad` at 0.1). State: K
     copies of the parameters.
@@ -222,6 +230,7 @@ def adatask_adagrad(
       num_terms: K, the number of terms.
       eps: Added to the denominator.
       eps_in_sqrt: Put ``eps`` inside the square root. The paper prints both forms.
+      weights: As in :func:`adatask`.
       weight_decay: Decoupled weight decay, multiplied by the learning rate, once and
         not K times. ``None``: none, and ``update`` does not need ``params``.
       mask: Which parameters decay, as in :func:`optax.adamw`.
@@ -248,7 +257,8 @@ def adatask_adagrad(
     num_terms = _checks.num_terms(num_terms, name)
     _checks.non_negative(eps, "eps", name)
     rss = _scale_by_root(optax.ScaleByRssState, jnp.add, eps, eps_in_sqrt)
-    stages = [per_term(rss, num_terms), sum_terms()]
+    total = _finish.sum_of_steps(weights, num_terms, name)
+    stages = [per_term(rss, num_terms), total]
     return _finish.step(stages, learning_rate, weight_decay, mask, name)
 
 

@@ -1,15 +1,39 @@
 """The end that all optimizers with a learning rate share."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import jax
 import optax
 
-from multiterm_optax import _checks, _stages
+from multiterm_optax import _checks, _stages, _terms
+from multiterm_optax._stages import Step
 from multiterm_optax._typing import Scalar
+from multiterm_optax.aggregators import sum_terms
 
 # The stages that optimizers are made of.
 PARTS = ("balance_by_norm", "per_term", "scale_by_max_adam", "sum_terms")
+
+
+def sum_of_steps(
+    weights: Any, num_terms: int, name: str
+) -> optax.GradientTransformationExtraArgs:
+    """The sum of the terms' own steps, each multiplied by its weight if there are."""
+    if weights is None:
+        return sum_terms()
+    _checks.vector(weights, "weights", name, num_terms)
+
+    def update_fn(
+        step: Step, state: optax.EmptyState
+    ) -> tuple[optax.Updates, optax.EmptyState]:
+        factors = _checks.vector(weights, "weights", name, num_terms)
+        total = partial(_terms.weighted_sum, factors)
+        return jax.tree.map(total, step.updates), state
+
+    return _stages.stage(
+        name, num_terms, optax.init_empty_state, update_fn, checks_state=False
+    )
 
 
 def step(

@@ -1,5 +1,6 @@
 """MetaBalance: auxiliary terms' gradients brought near the main term's size."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ def metabalance(
     relax: Scalar = 0.7,
     decay: Scalar = 0.9,
     *,
-    anchor: int = 0,
+    anchor: int | str = 0,
     strategy: Literal["both", "reduce", "enlarge"] = "both",
     norm_init: Scalar | None = 0.0,
     groups: Groups = "leaf",
@@ -43,7 +44,8 @@ def metabalance(
       relax: The relax factor :math:`r` in [0, 1]: 0 leaves the gradients as they are,
         1 gives all the main term's size.
       decay: Decay rate of the averaged norms, in [0, 1).
-      anchor: Index of the main (target) term.
+      anchor: The main (target) term: its index or, where ``losses`` are passed to
+        ``update``, its name.
       strategy: Which auxiliary terms are scaled: those with larger norms than the main
         term's (``"reduce"``), with smaller ones (``"enlarge"``), or all (``"both"``).
       norm_init: Start of the averaged norms. ``None``: each starts at its first
@@ -81,9 +83,12 @@ def metabalance(
     _checks.transformation(inner, "inner", name)
     _checks.in_range(relax, "relax", name, low=0.0, high=1.0)
     _checks.one_of(strategy, "strategy", name, ("both", "reduce", "enlarge"))
-    anchor = _checks.term_index(anchor, "anchor", name, num_terms)
+    anchor = _checks.term(anchor, "anchor", name, num_terms)
+
+    def balanced(main: int) -> Weighting:
+        return by_norm(decay, anchor=main, norm_init=norm_init, eps=eps)
+
     with _words.speaking_as(name, "by_norm"):
-        balanced = by_norm(decay, anchor=anchor, norm_init=norm_init, eps=eps)
         relaxed = _relaxed(balanced, relax, anchor, strategy, eps)
         stage = _reweighting.balance(relaxed, num_terms, groups, name)
     tx = optax.chain(stage, sum_terms(), _keeping_shapes(inner, name))
@@ -91,16 +96,22 @@ def metabalance(
 
 
 def _relaxed(
-    balanced: Weighting, relax: Scalar, anchor: int, strategy: str, eps: Scalar
+    balanced: Callable[[int], Weighting],
+    relax: Scalar,
+    anchor: int | str,
+    strategy: str,
+    eps: Scalar,
 ) -> Weighting:
     """Moves the weights of the strategy's terms from 1 to those of ``balanced``."""
+    name = "metabalance"
 
     def find(problem: Problem, state: Any) -> tuple[Weights, Any]:
-        weights, state = balanced.update(
+        index = _checks.term_at(anchor, "anchor", name, problem.num_terms)
+        weights, state = balanced(index).update(
             problem.squared_norms, state, present=problem.present
         )
         norms = state.norms
-        main = norms[anchor]
+        main = norms[index]
         chosen = main > eps * jnp.max(norms)
         if strategy == "reduce":
             chosen = chosen & (norms > main)
@@ -108,9 +119,9 @@ def _relaxed(
             chosen = chosen & (norms < main)
         return jnp.where(chosen, relax * weights + (1 - relax), 1), state
 
-    return _weighting.method(
-        "metabalance", balanced.init, find, reads_norms=True, by_term=("norms",)
-    )
+    # The state is the same for any anchor, and so are the checks of the arguments.
+    init = balanced(0).init
+    return _weighting.method(name, init, find, reads_norms=True, by_term=("norms",))
 
 
 def _keeping_shapes(

@@ -22,7 +22,7 @@ def mtadam(
     eps: Scalar = 1e-8,
     *,
     eps_root: Scalar = 0.0,
-    anchor: int | None = None,
+    anchor: int | str | None = None,
     norm_init: Scalar | None = None,
     weights: Any = None,
     groups: Groups = "leaf",
@@ -55,7 +55,7 @@ def mtadam(
       eps_root: Added inside the square root.
       anchor: Term whose gradient size the others take; see :func:`balance_by_norm`.
       norm_init: Start of the averaged norms; see :func:`balance_by_norm`.
-      weights: Fixed relative weights [K]; see :func:`balance_by_norm`.
+      weights: Fixed relative weights, K numbers; see :func:`balance_by_norm`.
       groups: What counts as a layer; see :func:`balance_by_norm`.
       amsgrad: Keep the largest second moment; see :func:`scale_by_max_adam`.
       weight_decay: Decoupled weight decay, multiplied by the learning rate, once and

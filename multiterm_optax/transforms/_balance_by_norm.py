@@ -1,10 +1,10 @@
 """MTAdam's first half: brings the terms' gradients to one size, group by group."""
 
-from typing import Any, Literal
+from typing import Any
 
 import optax
 
-from multiterm_optax import _checks, _reweighting, _words
+from multiterm_optax import _checks, _reweighting, _stages, _words
 from multiterm_optax._groups import Groups
 from multiterm_optax._typing import Scalar
 from multiterm_optax.weightings import by_norm
@@ -14,7 +14,7 @@ def balance_by_norm(
     num_terms: int,
     decay: Scalar = 0.9,
     *,
-    anchor: int | Literal["mean"] | None = None,
+    anchor: int | str | None = None,
     norm_init: Scalar | None = None,
     weights: Any = None,
     groups: Groups = "leaf",
@@ -66,4 +66,5 @@ def balance_by_norm(
         weighting = by_norm(
             decay, anchor=anchor, norm_init=norm_init, weights=weights, eps=eps
         )
-        return _reweighting.balance(weighting, num_terms, groups, name)
+        tx = _reweighting.balance(weighting, num_terms, groups, name)
+    return _stages.speaking_as(name, tx, "by_norm")

@@ -1,36 +1,10 @@
 """A weighting as a stage of a chain."""
 
-from functools import partial
-from typing import Any, NamedTuple
-
-import jax
 import optax
 
-from multiterm_optax import (
-    _checks,
-    _groups,
-    _reweighting,
-    _stages,
-    _terms,
-    _weighting,
-)
+from multiterm_optax import _checks, _groups, _reweighting, _weighting
 from multiterm_optax._groups import Groups
-from multiterm_optax._stages import Step
-from multiterm_optax._typing import Mixing, Weights
 from multiterm_optax._weighting import Weighting
-
-
-class ReweightState(NamedTuple):
-    """State of :func:`reweight`.
-
-    Attributes:
-      weights: The weights of the last step, [K] or [K, K]; ones, or the identity,
-        before the first. With groups a tree like the parameters or a dict by label.
-      weighting: The weighting's own state, one for each group.
-    """
-
-    weights: Any
-    weighting: Any
 
 
 def reweight(
@@ -78,37 +52,4 @@ def reweight(
     _weighting.check(weighting, name)
     _groups.check_groups(groups, name)
 
-    def init_fn(params: optax.Params) -> ReweightState:
-        def neutral(leaves: list[Any]) -> jax.Array:
-            del leaves
-            return _weighting.neutral_weights(
-                weighting, weighting.init(num_terms), num_terms
-            )
-
-        def start(leaves: list[Any]) -> Any:
-            del leaves
-            return weighting.init(num_terms)
-
-        by_group = partial(_groups.init_by_group, groups, params, name)
-        return ReweightState(weights=by_group(neutral), weighting=by_group(start))
-
-    def update_fn(
-        step: Step, state: ReweightState
-    ) -> tuple[optax.Updates, ReweightState]:
-        losses = step.losses_vector(name, num_terms, needed=weighting.reads_losses)
-
-        def one_group(
-            leaves: list[jax.Array], weights: Weights | Mixing, one_state: Any
-        ) -> tuple[list[jax.Array], Weights | Mixing, Any]:
-            found, one_state = _reweighting.find_weights(
-                weighting, leaves, one_state, step, losses, num_terms
-            )
-            mixed = [_terms.mix(found, leaf) for leaf in leaves]
-            return mixed, found.astype(weights.dtype), one_state
-
-        mixed, weights, states = _groups.update_by_group(
-            groups, name, one_group, step.updates, (state.weights, state.weighting)
-        )
-        return mixed, ReweightState(weights, states)
-
-    return _stages.stage(name, num_terms, init_fn, update_fn)
+    return _reweighting.reweight(weighting, num_terms, groups, name)

@@ -1,6 +1,6 @@
 """Norm balancing: the gradients of all terms get one size."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ class ByNormState(NamedTuple):
 def by_norm(
     decay: Scalar = 0.9,
     *,
-    anchor: int | Literal["mean"] | None = None,
+    anchor: int | str | None = None,
     norm_init: Scalar | None = None,
     weights: Any = None,
     eps: Scalar = 1e-10,
@@ -42,14 +42,15 @@ def by_norm(
 
     Args:
       decay: :math:`\beta`, in [0, 1).
-      anchor: Index of the term that keeps its size. ``None``: the first term that is
-        not silent, chosen at each step. While a fixed anchor has had no gradient, the
-        others' weights are 0. ``"mean"``: none; all get the geometric mean of the
-        present terms' sizes in place of :math:`n_a`, so that the order of the terms
-        plays no part.
+      anchor: The term that keeps its size: its index or, where ``losses`` are passed,
+        its name. ``None``: the first term that is not silent, chosen at each step.
+        While a fixed anchor has had no gradient, the others' weights are 0.
+        ``"mean"``: none; all get the geometric mean of the present terms' sizes in
+        place of :math:`n_a`, so that the order of the terms plays no part.
       norm_init: ``None``: each average starts at the term's first nonzero norm. A
         float: it starts at this value, and the weights depend on the losses' scale.
-      weights: Fixed relative weights :math:`u`, [K], not negative. ``None``: all 1.
+      weights: Fixed relative weights :math:`u`, not negative: an array [K] or a pytree
+        like the losses. ``None``: all 1.
       eps: :math:`\epsilon`, in [0, 1).
 
     Returns:
@@ -79,13 +80,13 @@ def by_norm(
     # An array has no single answer to whether it is "mean".
     fixed = anchor is not None and not (isinstance(anchor, str) and anchor == "mean")
     if fixed:
-        anchor = _checks.term_index(anchor, "anchor", name)
+        anchor = _checks.term(anchor, "anchor", name)
     if norm_init is not None:
         _checks.non_negative(norm_init, "norm_init", name)
 
     def init(num_terms: int) -> ByNormState:
         if fixed:
-            _checks.term_index(anchor, "anchor", name, num_terms)
+            _checks.term(anchor, "anchor", name, num_terms)
         if weights is not None:
             _checks.vector(weights, "weights", name, num_terms)
         start = 0.0 if norm_init is None else norm_init
@@ -105,7 +106,9 @@ def by_norm(
         if anchor == "mean":
             ratios = _sizes.inverse(problem, jnp.where(active, norms, 0))
         else:
-            chosen = jnp.argmax(active) if anchor is None else anchor
+            chosen = jnp.argmax(active)
+            if fixed:
+                chosen = _checks.term_at(anchor, "anchor", name, problem.num_terms)
             ratios = norms[chosen] / jnp.where(active, norms, 1)
         if weights is not None:
             ratios = ratios * _checks.vector(weights, "weights", name, norms.size)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from multiterm_optax import _checks, _weighting, _words
+from multiterm_optax import _checks, _named, _weighting, _words
 from multiterm_optax._typing import Weights
 from multiterm_optax._weighting import Problem, Weighting
 
@@ -48,40 +48,47 @@ def constant(weights: Any) -> Weighting:
     Reads neither gradients nor losses.
 
     Args:
-      weights: Non-negative weights of shape [K]. They are not normalised.
+      weights: K weights, not negative: an array [K], or a pytree like the losses, such
+        as a dict by their names. They are not normalised.
 
     Returns:
       A :class:`multiterm_optax.Weighting` whose state is the weights.
 
     Raises:
-      ValueError: A weight is negative or not finite, or their number is not K.
+      ValueError: A weight is negative or not finite, their number is not K, or their
+        structure is not that of the losses.
 
     Example:
       >>> from multiterm_optax import constant
-      >>> weighting = constant([1.0, 0.5])
+      >>> weighting = constant({"policy": 1.0, "entropy": 0.01})
       >>> weights, _ = weighting.update(None, weighting.init(2))
-      >>> weights.tolist()
-      [1.0, 0.5]
+      >>> [round(float(w), 2) for w in weights]  # in the order of the dict's leaves
+      [0.01, 1.0]
     """
+    name = "constant"
+    values = _named.by_name(weights, "weights", name)
     try:
-        shape = np.shape(weights)
+        shape = np.shape(values)
     except ValueError:  # lists of unequal lengths
         shape = ()
+    except TypeError:  # traced numbers
+        shape = (len(values),)
     if len(shape) != 1:
         raise ValueError(
             "constant: weights must have shape [K], one number for each term, found "
             f"{_words.describe(weights)}."
         )
-    values = _checks.vector(weights, "weights", "constant", shape[0])
+    _checks.vector(weights, "weights", name, shape[0])
 
     def make(num_terms: int) -> jax.Array:
-        return _checks.vector(values, "weights", "constant", num_terms)
+        return _checks.vector(weights, "weights", name, num_terms)
 
     def find(problem: Problem, state: FixedState) -> tuple[Weights, FixedState]:
         del problem
+        _named.by_name(weights, "weights", name)
         return state.fixed, state
 
-    return _fixed("constant", make, find)
+    return _fixed(name, make, find)
 
 
 def _fixed(

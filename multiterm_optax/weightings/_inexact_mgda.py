@@ -44,7 +44,7 @@ def inexact_mgda(eps: Any, normalization: Normalization | None = None) -> Weight
     which all terms are absent is skipped.
 
     Args:
-      eps: :math:`\epsilon`, a number or an array [K], not negative.
+      eps: :math:`\epsilon`, not negative: a number, or K, in an array or a pytree.
       normalization: As in :func:`mgda`. The test uses the gradients as they are.
 
     Returns:
@@ -72,7 +72,7 @@ def inexact_mgda(eps: Any, normalization: Normalization | None = None) -> Weight
     _min_norm.check(normalization, name)
 
     def init(num_terms: int) -> InexactMGDAState:
-        _per_term(eps, "eps", name, num_terms)
+        _checks.number_or_vector(eps, "eps", name, num_terms)
         return InexactMGDAState(
             converged=jnp.ones([], jnp.bool_),
             ready=jnp.ones([], jnp.bool_),
@@ -85,7 +85,7 @@ def inexact_mgda(eps: Any, normalization: Normalization | None = None) -> Weight
         gramian = problem.gramian
         weights, converged = _min_norm.find(problem, normalization)
         weights = problem.only_present(weights)
-        bounds = _per_term(eps, "eps", name, problem.num_terms)
+        bounds = _checks.number_or_vector(eps, "eps", name, problem.num_terms)
         along = jnp.matmul(gramian, weights, precision="highest")
         length = jnp.sqrt(jnp.maximum(weights @ along, 0))
         # A product that is zero up to rounding does not conflict.
@@ -102,13 +102,3 @@ def inexact_mgda(eps: Any, normalization: Normalization | None = None) -> Weight
 
     by_loss = normalization in _min_norm.BY_LOSS
     return _weighting.method(name, init, find, reads_gramian=True, reads_losses=by_loss)
-
-
-def _per_term(eps: Any, argument: str, name: str, num_terms: int) -> jax.Array:
-    array = jnp.asarray(eps)
-    if array.shape not in ((), (num_terms,)):
-        raise ValueError(
-            f"{name}: {argument} must be a number or have shape ({num_terms},), found "
-            f"shape {array.shape}."
-        )
-    return jnp.broadcast_to(array, (num_terms,))

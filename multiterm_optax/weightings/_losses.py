@@ -51,3 +51,14 @@ def summing_to(problem: Problem, weights: Weights, target_sum: Scalar) -> Weight
     shares = weights / jnp.where(total == 0, 1, total)
     equal = problem.equal_shares(weights.dtype)
     return target_sum * jnp.where(total == 0, equal, shares)
+
+
+def softmax(problem: Problem, scores: jax.Array) -> Weights:
+    """Shares of the present terms, the exponentials of the scores over their sum.
+
+    An infinite score is one that is very large: it takes all, or nothing.
+    """
+    limit = float(jnp.finfo(scores.dtype).max) / 2**20
+    scores = jnp.clip(scores, -limit, limit)
+    powers = jnp.exp(scores - problem.largest(scores))
+    return summing_to(problem, powers, 1.0)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from multiterm_optax import _checks, _weighting
 from multiterm_optax._typing import Gramian, Mixing
 from multiterm_optax._weighting import Problem, Weighting
-from multiterm_optax.weightings import _units
+from multiterm_optax.weightings import _orders, _units
 
 
 class PCGradState(NamedTuple):
@@ -69,15 +69,9 @@ def pcgrad(key: jax.Array) -> Weighting:
         return PCGradState(key=jnp.array(data))  # each group's state has its own copy
 
     def find(problem: Problem, state: PCGradState) -> tuple[Mixing, PCGradState]:
-        now = jax.random.wrap_key_data(state.key, impl=impl)
-        later, draw = jax.random.split(now)
-        each = jnp.arange(problem.num_terms)
-        orders = jax.random.permutation(
-            draw, jnp.tile(each, (len(each), 1)), axis=1, independent=True
-        )
+        orders, later = _orders.draw(state.key, impl, problem.num_terms)
         # Projecting off a zero gradient, such as an absent term's, changes nothing.
-        mixing = _projections(problem.gramian, orders)
-        return mixing, PCGradState(jax.random.key_data(later))
+        return _projections(problem.gramian, orders), PCGradState(later)
 
     return _weighting.method("pcgrad", init, find, reads_gramian=True)
 

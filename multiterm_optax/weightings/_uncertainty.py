@@ -1,13 +1,13 @@
 """Uncertainty weighting: each term's variance, learned from its loss."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from multiterm_optax import _checks, _weighting
+from multiterm_optax import _checks, _named, _weighting
 from multiterm_optax._typing import Weights
 from multiterm_optax._weighting import Problem, Weighting
 from multiterm_optax.weightings import _learned
@@ -33,7 +33,7 @@ class UncertaintyState(NamedTuple):
 def uncertainty(
     optimizer: optax.GradientTransformation | None = None,
     *,
-    likelihood: Likelihood | Sequence[Likelihood] = "regression",
+    likelihood: Likelihood | Sequence[Likelihood] | Mapping[str, Any] = "regression",
 ) -> Weighting:
     r"""Weighs each term by its homoscedastic uncertainty :math:`\sigma_i`, learned.
 
@@ -52,8 +52,8 @@ def uncertainty(
     Args:
       optimizer: The Optax transformation that learns :math:`s`, with its learning rate.
         ``None``: ``optax.adam(1e-3)``.
-      likelihood: ``"regression"`` or ``"classification"`` for all terms, or a sequence
-        of K of them.
+      likelihood: ``"regression"`` or ``"classification"`` for all terms, or K of them:
+        a sequence, or a pytree like the losses.
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the losses only. The weights [K]
@@ -85,16 +85,19 @@ def uncertainty(
     name = "uncertainty"
     learner = optax.adam(1e-3) if optimizer is None else optimizer
     _checks.transformation(learner, "optimizer", name)
-    one_for_all = isinstance(likelihood, str) or not isinstance(likelihood, Sequence)
-    kinds: list[Any] = [likelihood] if one_for_all else list(likelihood)
+    given = _named.by_name(likelihood, "likelihood", name)
+    one_for_all = isinstance(given, str) or not isinstance(given, Sequence)
+    kinds: list[Any] = [given] if one_for_all else list(given)
     for kind in kinds:
         _checks.one_of(kind, "likelihood", name, tuple(_FACTORS))
 
     def factors(num_terms: int, dtype: Any) -> jax.Array:
+        _named.by_name(likelihood, "likelihood", name)
         if not one_for_all and len(kinds) != num_terms:
             raise ValueError(
-                f"{name}: likelihood must be one of the choices or a sequence of "
-                f"num_terms={num_terms} of them, found {len(kinds)}."
+                f"{name}: likelihood must be one of the choices or num_terms="
+                f"{num_terms} of them{_named.in_order(num_terms)}, found {len(kinds)}"
+                f"{_named.listed(likelihood)}."
             )
         values = jnp.asarray([_FACTORS[kind] for kind in kinds], dtype)
         return jnp.broadcast_to(values, (num_terms,))

@@ -41,3 +41,27 @@ def divided(gramian: Gramian, lengths: Norms) -> Gramian:
     # Some versions of XLA would divide by the product of the two, which may overflow.
     half = jax.lax.optimization_barrier(gramian / lengths[:, None])
     return half / lengths[None, :]
+
+
+class Cosines(NamedTuple):
+    """A gramian taken apart, its diagonal to the last digit.
+
+    Attributes:
+      cosines: The gramian of the gradients divided by their lengths, with ones on the
+        diagonal. Zero gradients, absent ones among them, are orthogonal to all others.
+      lengths: The gradients' lengths; 1 for zero gradients.
+      silent: Which gradients are zero.
+    """
+
+    cosines: Gramian
+    lengths: Norms
+    silent: Bool[Array, " K"]
+
+
+def cosines(gramian: Gramian) -> Cosines:
+    """Takes out the gradients' lengths."""
+    scaled, units, silent = split(gramian)
+    fractions = jnp.sqrt(jnp.diagonal(scaled))
+    found = divided(scaled, fractions)
+    found = jnp.where(jnp.eye(len(units), dtype=jnp.bool_), 1, found)
+    return Cosines(found, units * fractions, silent)

@@ -7,9 +7,11 @@ import jax
 import optax
 from jax.tree_util import keystr
 
-from multiterm_optax import _checks, _words
+from multiterm_optax import _checks, _terms, _words
+from multiterm_optax.wrappers import _searching
 
 _NAME = "chain"
+_PLAIN_SUM = "multiterm_optax.sum_terms"
 
 
 def chain(
@@ -33,7 +35,9 @@ def chain(
 
     Returns:
       An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. Extra
-      arguments go to every stage that takes them.
+      arguments go to every stage that takes them. Behind :func:`sum_terms` as the first
+      stage, ``value`` and ``grad`` are those of the sum where ``losses`` is passed and
+      they are not, and a ``value_fn`` may return the losses (:func:`weighted`).
 
     Raises:
       TypeError: A stage is not a transformation.
@@ -80,7 +84,8 @@ def chain(
         for label, stage, old in zip(labels, wrapped, state, strict=True):
             before = updates
             try:
-                updates, new = stage.update(before, old, params, **extra_args)
+                with _searching.saying_the_way_round(f"{_NAME}: {label}"):
+                    updates, new = stage.update(before, old, params, **extra_args)
             except Exception as error:
                 if removed_by is None and not _is_own(label):
                     error.add_note(
@@ -93,6 +98,9 @@ def chain(
                 _checks.state_keeps_shapes(old, new, f"{_NAME}: {label}")
                 if _removes(before, updates, label):
                     removed_by = label
+                    extra_args = _after_the_aggregator(
+                        extra_args, before, updates, label
+                    )
             else:
                 _check_kept(before, updates, label, removed_by)
             states.append(new)
@@ -101,6 +109,25 @@ def chain(
         return updates, tuple(states)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _after_the_aggregator(
+    extra_args: dict[str, Any], before: Any, total: Any, label: str
+) -> dict[str, Any]:
+    """The extra arguments with what line searches ask for, where it is known.
+
+    It is where nothing came before the sum: ``total`` is the gradient of all losses.
+    """
+    if label != f"stages[0] ({_PLAIN_SUM})":
+        return _searching.with_value_fn(extra_args, None)
+    num_terms = jax.tree.leaves(before)[0].shape[0]
+    present = _checks.present(extra_args.get("present"), _NAME, num_terms)
+
+    def value(values: Any) -> jax.Array:
+        vector: Any = _checks.losses(values, _NAME, num_terms)
+        return _terms.sum_terms(_terms.only_present(present, vector))
+
+    return _searching.arguments(extra_args, total, extra_args.get("losses"), value)
 
 
 def _origin(stage: optax.GradientTransformation) -> str:

@@ -11,6 +11,7 @@ from multiterm_optax import _checks, _reweighting, _stages, _terms, _weighting
 from multiterm_optax._stages import Step
 from multiterm_optax._weighting import Weighting
 from multiterm_optax.transforms import ReweightState, reweight
+from multiterm_optax.wrappers import _searching
 
 
 class WeightedState(NamedTuple):
@@ -46,8 +47,9 @@ def weighted(
       extra arguments ``losses`` and ``present`` (K booleans; see
       :func:`multiterm_optax.reweight`) go only to the weighting, and all others also to
       ``inner``. If ``inner`` takes ``grad`` and ``value``, it gets those of the
-      weighted sum (``value`` only if losses are given), unless you pass your own. If
-      all terms are absent, ``inner`` sees a zero gradient.
+      weighted sum (``value`` only if losses are given), unless you pass your own; if a
+      ``value_fn`` returns the losses, it gets their weighted sum. If all terms are
+      absent, ``inner`` sees a zero gradient.
 
     Raises:
       TypeError: ``weighting`` is not a weighting, or ``inner`` not a transformation.
@@ -86,14 +88,16 @@ def weighted(
         total = jax.tree.map(partial(_terms.weighted_sum, weights), step.updates)
         outer_state = ReweightState(weights.astype(jnp.result_type(float)), found)
 
+        def value(values: Any) -> jax.Array:
+            vector = step._replace(losses=values).losses_vector(name, num_terms)
+            return _terms.weighted_sum(weights, cast(jax.Array, vector))
+
         # Only here is the loss known whose gradient the inner optimizer gets.
-        extra_args = {"grad": total}
-        if losses is not None:
-            extra_args["value"] = _terms.weighted_sum(weights, losses)
-        extra_args |= step.extra_args
+        extra_args = _searching.arguments(step.extra_args, total, losses, value)
 
         def take(inner_state: optax.OptState) -> tuple[optax.Updates, optax.OptState]:
-            return inner.update(total, inner_state, step.params, **extra_args)
+            with _searching.saying_the_way_round(name):
+                return inner.update(total, inner_state, step.params, **extra_args)
 
         ready = _weighting.ready(found)
         if ready is None:

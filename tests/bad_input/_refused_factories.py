@@ -75,10 +75,10 @@ REFUSED = {
         V,
         ["mtadam", "anchor must be in [0, 1]", "found 2"],
     ),
-    "anchor by name": (
-        lambda: mt.metabalance(optax.sgd(0.1), K, anchor="fit"),
+    "anchor between terms": (
+        lambda: mt.metabalance(optax.sgd(0.1), K, anchor=0.5),
         T,
-        ["metabalance", "anchor", "index of a term", "'fit'"],
+        ["metabalance", "anchor", "index of a term", "0.5"],
     ),
     "anchor bool": (lambda: mtadam(anchor=True), T, ["anchor", "index", "True"]),
     "mu_dtype unknown": (

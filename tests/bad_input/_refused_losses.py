@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import multiterm_optax as mt
 from tests.bad_input._step import (
@@ -113,6 +114,28 @@ REFUSED = {
         lambda: mt.value_and_term_grads(lambda p: two(p["w"]))({"w": X, "name": "w"}),
         T,
         ["value_and_term_grads", "argument 0['name']", "real floating point", "'w'"],
+    ),
+    "a model of Equinox": (
+        lambda: mt.value_and_term_grads(lambda p: two(p["w"]))({"w": X, "act": two}),
+        T,
+        ["value_and_term_grads", "argument 0['act']", "eqx.is_inexact_array)"],
+    ),
+    "a switch among the parameters": (
+        lambda: mt.value_and_term_grads(lambda p: two(p["w"]))({"w": X, "off": True}),
+        T,
+        ["value_and_term_grads", "argument 0['off']", "bool", "eqx.combine(params"],
+    ),
+    "a model of Equinox, init": (
+        lambda: mt.balanced(optax.adam(0.1), K).init({"w": X, "act": two}),
+        T,
+        ["balanced", "params['act'] must be an array", "eqx.is_inexact_array)"],
+    ),
+    "a model of Equinox, update": (
+        lambda: mt.sum_terms().update(
+            {"w": jnp.ones((K, 2))}, optax.EmptyState(), {"w": X, "act": two}
+        ),
+        V,
+        ["sum_terms", "without ['act']", "eqx.is_inexact_array)"],
     ),
     "weighted_grad, weighting not called": (
         weighted_grad(mt.mgda),

@@ -8,6 +8,7 @@ import optax
 import multiterm_optax as mt
 from tests.bad_input._step import (
     GRADS,
+    LOSSES,
     MISSING,
     PARAMS,
     K,
@@ -27,6 +28,11 @@ REFUSED = {
         lambda: step(mtadam(), grads(3)),
         V,
         ["mtadam", "num_terms=2", "updates['b']", "3 entries"],
+    ),
+    "other K, with names": (
+        lambda: step(mtadam(), grads(3), losses=LOSSES),
+        V,
+        ["mtadam", "num_terms=2 (in the order fit, size), but the term axis has 3"],
     ),
     "summed gradients": (
         lambda: step(mtadam(), PARAMS),
@@ -146,10 +152,50 @@ REFUSED = {
         V,
         ["mtadam", "weights must be in [0, inf)", "nan"],
     ),
-    "weights by name": (
-        lambda: mtadam(weights={"fit": 1.0, "size": 1.0}),
+    "weights by other names": (
+        lambda: step(mtadam(weights={"fit": 1.0, "sze": 1.0}), losses=LOSSES),
+        V,
+        ["mtadam", "weights", "the structure of the losses", "'size'", "'sze'"],
+    ),
+    "weights by name, losses in a list": (
+        lambda: step(mtadam(weights=LOSSES), losses=list(LOSSES.values())),
+        V,
+        ["mtadam", "weights", "the structure of the losses", "[*, *]", "'size'"],
+    ),
+    "weights by name, losses in an array": (
+        lambda: step(mtadam(weights=LOSSES), losses=jnp.ones(K)),
+        V,
+        ["mtadam", "weights", "an array without names", "'size'"],
+    ),
+    "weights by too many names": (
+        lambda: mtadam(weights={**LOSSES, "more": 1.0}),
+        V,
+        ["mtadam", "weights must have shape (2,)", "(3,)", "(fit, more, size)"],
+    ),
+    "weights by name, one an array": (
+        lambda: mtadam(weights={**LOSSES, "fit": jnp.ones(3)}),
+        V,
+        ["mtadam", "weights must hold one value for each term", "weights['fit']"],
+    ),
+    "weights by name, one a word": (
+        lambda: mtadam(weights={**LOSSES, "fit": "much"}),
         T,
-        ["mtadam", "weights must be 2 numbers", "'fit'"],
+        ["mtadam", "weights must be 2 numbers", "'much'"],
+    ),
+    "weights by name, one negative": (
+        lambda: mtadam(weights={**LOSSES, "fit": -1.0}),
+        V,
+        ["mtadam", "weights['fit'] must be in [0, inf)", "-1.0"],
+    ),
+    "anchor by name without losses": (
+        lambda: step(mt.metabalance(optax.sgd(0.1), K, anchor="fit")),
+        V,
+        ["metabalance", "anchor='fit' must be the name of one of the losses"],
+    ),
+    "anchor by an unknown name": (
+        lambda: step(mt.metabalance(optax.sgd(0.1), K, anchor="fti"), losses=LOSSES),
+        V,
+        ["metabalance", "anchor must be the index or the name", "fit, size", "'fti'"],
     ),
     "constant of other K": (
         lambda: mt.reweight(mt.constant([1.0, 1.0, 1.0]), K).init(PARAMS),
@@ -176,10 +222,20 @@ REFUSED = {
         V,
         ["weighted", "present", "booleans", "float32"],
     ),
-    "present by name": (
-        lambda: step(mtadam(), present={"fit": True, "size": False}),
-        T,
-        ["mtadam", "present", "in the order of the terms", "'fit'"],
+    "present by other names": (
+        lambda: step(mtadam(), present={"fit": True}, losses=LOSSES),
+        V,
+        ["mtadam", "present", "the structure of the losses", "'fit'", "'size'"],
+    ),
+    "present of other K, with names": (
+        lambda: step(mtadam(), present=[True], losses=LOSSES),
+        V,
+        ["mtadam", "present", "(2,)", "(in the order fit, size)", "(1,)"],
+    ),
+    "losses of other names": (
+        lambda: step(mt.reweight(mt.by_loss(), K), losses={"a": 1.0}),
+        V,
+        ["reweight", "losses must hold num_terms=2 values", "found 1 (a)"],
     ),
     # States.
     "state of another transformation": (

@@ -10,6 +10,7 @@ from tests import _factories
 K = 2
 PARAMS = {"w": jnp.ones((4, 3)), "b": jnp.ones(())}
 X = jnp.ones(2)
+LOSSES = {"fit": 1.0, "size": 2.0}
 
 
 def grads(terms=K, params=PARAMS):

@@ -6,7 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from multiterm_optax import adatask, adatask_adagrad, adatask_adam, adatask_rmsprop
+from multiterm_optax import (
+    adatask,
+    adatask_adagrad,
+    adatask_adam,
+    adatask_rmsprop,
+    scale_by_max_adam,
+)
 from tests._asserts import assert_close, assert_finite, assert_message, assert_zero
 from tests._problems import Pulls
 from tests.references import adatask as reference
@@ -14,19 +20,21 @@ from tests.references import adatask as reference
 STEPS = 30
 
 
-def both_adagrad(terms, inside):
-    tx = adatask_adagrad(0.02, terms, eps=1e-6, eps_in_sqrt=inside)
+def both_adagrad(terms, inside, **options):
+    tx = adatask_adagrad(0.02, terms, eps=1e-6, eps_in_sqrt=inside, **options)
     return tx, reference.adagrad, {"eta": 0.02, "epsilon": 1e-6}
 
 
-def both_rmsprop(terms, inside):
-    tx = adatask_rmsprop(0.02, terms, decay=0.9, eps=1e-6, eps_in_sqrt=inside)
+def both_rmsprop(terms, inside, **options):
+    rates = {"decay": 0.9, "eps": 1e-6, "eps_in_sqrt": inside}
+    tx = adatask_rmsprop(0.02, terms, **rates, **options)
     return tx, reference.rmsprop, {"eta": 0.02, "epsilon": 1e-6, "gamma": 0.9}
 
 
-def both_adam(terms, inside):
+def both_adam(terms, inside, **options):
     # The paper's gamma_1 is the decay of the second moment, gamma_2 of the first.
-    tx = adatask_adam(0.02, terms, b1=0.8, b2=0.95, eps=1e-6, eps_in_sqrt=inside)
+    rates = {"b1": 0.8, "b2": 0.95, "eps": 1e-6, "eps_in_sqrt": inside}
+    tx = adatask_adam(0.02, terms, **rates, **options)
     rates = {"gamma_1": 0.95, "gamma_2": 0.8}
     return tx, reference.adam, {"eta": 0.02, "epsilon": 1e-6, **rates}
 
@@ -51,10 +59,57 @@ def test_agrees_with_algorithm_2(x64, record_deviation, both, inside, terms):
     assert deviation < 1e-9
 
 
+WEIGHTS = [0.03, 1.0, 20.0]
+
+
+@pytest.mark.usefixtures("full_compilation")
+@pytest.mark.parametrize(
+    "both", [both_adagrad, both_rmsprop, both_adam], ids=lambda f: f.__name__
+)
+def test_weights_multiply_the_terms_own_steps(x64, record_deviation, both):
+    tx, transcription, options = both(3, False, weights=WEIGHTS)
+    problem = Pulls(3, STEPS, seed=23)
+    expected = transcription(
+        problem.start,
+        problem.numpy_gradients,
+        STEPS,
+        3,
+        inside=False,
+        w=WEIGHTS,
+        **options,
+    )
+    deviation = problem.deviation(problem.run(tx), expected)
+    record_deviation(
+        f"adatask_{both.__name__.removeprefix('both_')}, weights", deviation
+    )
+    assert deviation < 1e-9
+
+
+def test_weights_before_cancel_and_weights_of_the_steps_do_not(x64):
+    grads = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)))
+    weights = jnp.array(WEIGHTS)
+
+    def step(tx, updates):
+        return tx.update(updates, tx.init(jnp.zeros(4)))[0]
+
+    for make in (
+        lambda **kw: adatask(optax.adam(0.1, eps=1e-30), 3, **kw),
+        lambda **kw: adatask_adam(0.1, 3, eps=0.0, **kw),
+        lambda **kw: adatask_rmsprop(0.1, 3, eps=0.0, **kw),
+        lambda **kw: adatask_adagrad(0.1, 3, eps=0.0, **kw),
+    ):
+        alone = jnp.stack([step(make(), row[:, None] * grads) for row in jnp.eye(3)])
+        assert_close(step(make(), weights[:, None] * grads), alone.sum(0), rtol=1e-12)
+        assert_close(step(make(weights=weights), grads), weights @ alone, rtol=1e-12)
+
+
 def test_adatask_of_adam_is_adatask_adam(x64):
     problem = Pulls(3, 10, seed=1)
     short = problem.run(adatask_adam(0.02, 3))
     lifted = problem.run(adatask(optax.adam(0.02), 3))
+    assert_close(short, lifted, rtol=1e-12)
+    short = problem.run(adatask_adam(0.02, 3, weights=WEIGHTS))
+    lifted = problem.run(adatask(optax.adam(0.02), 3, weights=WEIGHTS))
     assert_close(short, lifted, rtol=1e-12)
 
 
@@ -112,6 +167,7 @@ def test_state_sizes():
         (lambda: adatask_rmsprop(0.1, 2, decay=2.0), "decay", "[0, 1)"),
         (lambda: adatask_rmsprop(0.1, 2, eps=-1.0), "eps", "[0, inf)"),
         (lambda: adatask_adagrad(0.1, 2, eps=-1.0), "eps", "[0, inf)"),
+        (lambda: scale_by_max_adam(2, weights=[1.0, 2.0]), "weights", "reduction"),
         (lambda: adatask_adam(0.1, 0), "num_terms", "at least 1"),
         (lambda: adatask(optax.sgd(0.1), -1), "num_terms", "at least 1"),
     ],

@@ -81,7 +81,9 @@ def _from_aggregator(factory):
         aggregator = factory.build(num_terms=num_terms, **hyperparameters)
         if factory.name.startswith("scale_by_"):
             return optax.chain(aggregator, optax.scale_by_learning_rate(learning_rate))
-        return optax.chain(aggregator, optax.adam(learning_rate))
+        # What keeps momenta needs none behind it, with which it would oscillate.
+        b1 = 0.0 if factory.name == "one_at_a_time" else 0.9
+        return optax.chain(aggregator, optax.adam(learning_rate, b1=b1))
 
     return Method(factory.name, make, _floats(factory.function))
 
@@ -95,7 +97,8 @@ def _from_weighting(name):
     return Method(
         name,
         make,
-        _floats(declared.factory),
+        # Some have a learning rate of their own, beside that of the optimizer.
+        {n: v for n, v in _floats(declared.factory).items() if n != "learning_rate"},
         rate=declared.rate,
         nearness=declared.nearness,
         pareto=declared.pareto,

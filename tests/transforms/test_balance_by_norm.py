@@ -419,7 +419,6 @@ def test_bad_hyperparameter_is_named(own_errors, options, words):
         ({"decay": None}, ["decay", "a number", "None"]),
         ({"decay": [0.9, 0.9]}, ["decay", "a number", "[0.9, 0.9]"]),
         ({"anchor": 1.5}, ["anchor", "index of a term", "1.5"]),
-        ({"anchor": "first"}, ["anchor", "index of a term", "'first'"]),
     ],
 )
 def test_hyperparameter_of_a_wrong_type_is_named(own_errors, options, words):

@@ -136,7 +136,11 @@ def test_permuting_the_terms_permutes_the_weights(name):
     method = _methods.methods()[name]
     if method.drawn:
         pytest.skip("the order of the terms is drawn: see the method's own tests")
+    if method.ordered:
+        pytest.skip("the order of the terms is part of the problem")
     terms, order = 3, np.array([2, 0, 1])
+    if method.permutes is False and not method.anchored:
+        pytest.skip("the order of the terms decides between equals")
     gramians, losses = problem(terms, np.float64)
     _, update = compiled(name, terms)
     plain, _ = run(name, gramians, losses, update)

@@ -1,0 +1,64 @@
+"""Causal weights: a time chunk counts once the chunks before it are fitted."""
+
+import jax.numpy as jnp
+import optax
+
+from multiterm_optax import _checks, _weighting
+from multiterm_optax._typing import Scalar, Weights
+from multiterm_optax._weighting import Problem, Weighting
+from multiterm_optax.weightings import _losses
+
+
+def causal(tol: Scalar = 1.0) -> Weighting:
+    r"""Causal training: each term waits for the losses of those before it to fall.
+
+    .. math:: w_k = \exp \Bigl( -\epsilon \sum_{j < k} L_j \Bigr)
+
+    The terms are the losses of one equation on successive chunks of time, and their
+    order is that of time. Losses in an array have it by their index, those in a list or
+    a tuple as they stand there; those in a dict are sorted by their keys, as JAX does:
+    name them so that they sort, such as ``"t00"``, ``"t01"``.
+
+    Args:
+      tol: :math:`\epsilon`, the causality parameter, not negative. 0: weights of 1.
+        The larger, the nearer to zero the earlier losses must be.
+
+    Returns:
+      A :class:`multiterm_optax.Weighting` that reads the losses only; weights [K] in
+      (0, 1], with no state. The first term has the weight 1. A negative loss counts by
+      its magnitude. Behind a loss that is infinite the weights are 0, behind one that
+      is NaN they are NaN.
+
+    Raises:
+      ValueError: ``tol`` is negative, or losses are missing.
+
+    Source:
+      Wang, Sankaran and Perdikaris, "Respecting causality is all you need for training
+      physics-informed neural networks", 2022.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from multiterm_optax import causal
+      >>> weighting = causal()
+      >>> losses = jnp.array([0.5, 1.0, 2.0])
+      >>> weights, _ = weighting.update(None, weighting.init(3), losses=losses)
+      >>> [round(float(w), 4) for w in weights]  # the exponents are 0, -1/2, -3/2
+      [1.0, 0.6065, 0.2231]
+    """
+    name = "causal"
+    _checks.non_negative(tol, "tol", name)
+
+    def init(num_terms: int) -> optax.EmptyState:
+        del num_terms
+        return optax.EmptyState()
+
+    def find(
+        problem: Problem, state: optax.EmptyState
+    ) -> tuple[Weights, optax.EmptyState]:
+        sizes = jnp.abs(problem.losses)
+        # Those before, and not the sums less the own loss, which would leave nothing of
+        # a small one beside a large one.
+        before = jnp.concatenate([jnp.zeros_like(sizes[:1]), jnp.cumsum(sizes)[:-1]])
+        return jnp.exp(-tol * _losses.bounded(before)).astype(sizes.dtype), state
+
+    return _weighting.method(name, init, find, reads_losses=True)

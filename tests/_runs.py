@@ -1,0 +1,98 @@
+"""Runs of a stage that keeps the terms, as K x P matrices beside a transcription."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SHAPES = {"matrix": (3, 2), "scalar": (), "vector": (4,)}
+SIZE = 11
+
+
+def draw(steps, terms, seed=0, spread=1.0):
+    """Gradients [steps, K, P] whose sizes span ``spread`` decades, and losses."""
+    rng = np.random.default_rng(seed)
+    means, noise = rng.normal(size=(terms, SIZE)), rng.normal(size=(steps, terms, SIZE))
+    sizes = 10.0 ** rng.uniform(-spread / 2, spread / 2, size=(terms, 1))
+    falling = np.linspace(1, 0.3, steps)[:, None, None]
+    return sizes * falling * (means + noise), rng.uniform(0.2, 3.0, size=(steps, terms))
+
+
+def masks(steps, terms, seed=0):
+    """Terms that come late and pause, and a step of none."""
+    found = np.random.default_rng(seed).random((steps, terms)) < 0.6
+    found[0] = np.arange(terms) == 0
+    found[steps // 2] = False
+    assert found.any(axis=0).all()
+    return found
+
+
+def split(rows):
+    """Leaves [..., *p] of rows [..., P]."""
+    leaves, start = {}, 0
+    for name, shape in SHAPES.items():
+        size = int(np.prod(shape))
+        part = rows[..., start : start + size]
+        leaves[name], start = part.reshape(*rows.shape[:-1], *shape), start + size
+    return leaves
+
+
+def joined(leaves, lead):
+    """The way back."""
+    parts = [np.asarray(leaves[name], np.float64) for name in SHAPES]
+    return np.concatenate([x.reshape(*x.shape[:lead], -1) for x in parts], axis=-1)
+
+
+def params(dtype=float):
+    return {name: jnp.zeros(shape, dtype) for name, shape in SHAPES.items()}
+
+
+def run(tx, grads, losses=None, present=None, dtype=None):
+    """Rows [steps, K, P] of every step, and the states."""
+    start = params(dtype or jnp.result_type(float))
+    leaves = jax.tree.map(lambda g, p: jnp.asarray(g, p.dtype), split(grads), start)
+    given = {"losses": losses, "present": present}
+    given = {k: jnp.asarray(v) for k, v in given.items() if v is not None}
+
+    def step(state, data):
+        grad, extra = data
+        updates, state = tx.update(grad, state, start, **extra)
+        return state, (updates, state)
+
+    scan = jax.jit(lambda s: jax.lax.scan(step, s, (leaves, given))[1])
+    updates, states = scan(tx.init(start))
+    return joined(updates, 2), jax.tree.map(np.asarray, states)
+
+
+def deviation(found, expected):
+    """The largest error of a term's step, relative to the longest step of the term."""
+    gaps = np.max(np.abs(found - expected), axis=(0, 2))
+    sizes = np.max(np.abs(expected), axis=(0, 2))
+    assert np.all(np.isfinite(found))
+    return float(np.max(gaps / sizes))
+
+
+def batches(steps, terms):
+    """Three times the same gradients, with noise of their own."""
+    grads, _ = draw(steps, terms, spread=0.5)
+    noise = np.random.default_rng(5).normal(size=(3, *grads.shape))
+    return grads + 0.3 * noise
+
+
+def follow(tx, given, present=None, dtype=float):
+    """Rows [steps, K, P] of every step of one to three batches, and the states."""
+    start = params(dtype)
+
+    def step(state, data):
+        (first, *others), extra = data
+        named = {f"grads_{i}": g for i, g in enumerate(others, start=2)}
+        updates, state = tx.update(first, state, start, **named, **extra)
+        return state, (updates, state)
+
+    leaves = [
+        jax.tree.map(lambda g, p: jnp.asarray(g, p.dtype), split(one), start)
+        for one in given
+    ]
+    extra = {} if present is None else {"present": jnp.asarray(present)}
+    scan = jax.jit(lambda s: jax.lax.scan(step, s, (leaves, extra))[1])
+    updates, states = scan(tx.init(start))
+    return joined(updates, 2), states
