@@ -15,9 +15,9 @@ def median_terms() -> optax.GradientTransformationExtraArgs:
     Of an even number of terms it is the mean of the two in the middle.
 
     For terms that estimate one and the same gradient, such as the losses of several
-    workers or data sources: fewer than half of them may be anything at all. It is of
-    the size of one term, and not of their sum. Of two terms it is the mean, and of
-    terms that pull to different places it follows the majority only.
+    workers or data sources: fewer than half of them may be arbitrarily wrong. It has
+    the size of one term, not of their sum. With two terms it is the mean; with terms
+    that pull to different places, it follows only the majority.
 
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates [\*p] of the

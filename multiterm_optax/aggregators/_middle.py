@@ -19,7 +19,7 @@ def mean_of_middle(
 ) -> Leaf:
     """The mean without the ``trim`` smallest and the ``trim`` largest elements.
 
-    At least one element or two are left: the median. NaN counts as infinity.
+    One or two elements are always left, the median. NaN counts as infinity.
     """
     num_terms = leaf.shape[0]
     rows = jnp.where(jnp.isnan(leaf), jnp.array(jnp.inf, leaf.dtype), leaf)

@@ -44,7 +44,7 @@ def one_at_a_time(
       w = \mathrm{weighting}(\hat M \hat M^\top).
 
     Args:
-      weighting: What finds the weights, such as :func:`multiterm_optax.upgrad`.
+      weighting: A weighting, such as :func:`multiterm_optax.upgrad`.
       num_terms: K, the number of terms.
       decay: :math:`\beta`, in [0, 1).
 
@@ -53,7 +53,7 @@ def one_at_a_time(
       same dtypes. State: K copies of the parameters. ``update`` takes the extra
       argument ``present``, K booleans, which :func:`multiterm_optax.value_and_one_grad`
       returns; here an absent term takes part with its momentum. Of the extra argument
-      ``losses`` each term's last value counts.
+      ``losses``, the last value of each term counts.
 
     Raises:
       TypeError: ``weighting`` is not a :class:`multiterm_optax.Weighting`.

@@ -18,8 +18,8 @@ def trimmed_mean(trim: int) -> optax.GradientTransformationExtraArgs:
     .. math:: u = \frac{1}{K - 2b} \sum_{i = b + 1}^{K - b} g_{(i)} .
 
     For terms that estimate one and the same gradient, such as the losses of several
-    workers or data sources: up to :math:`b` of them may be anything at all. It is a
-    mean, K times shorter than :func:`multiterm_optax.sum_terms`.
+    workers or data sources: up to :math:`b` of them may be arbitrarily wrong. It is
+    a mean, K times shorter than :func:`multiterm_optax.sum_terms`.
 
     Args:
       trim: :math:`b`, how many are left out at each end. Of 2b terms or fewer the
@@ -32,7 +32,7 @@ def trimmed_mean(trim: int) -> optax.GradientTransformationExtraArgs:
       of the present terms.
 
     Raises:
-      TypeError: ``trim`` is no static int.
+      TypeError: ``trim`` is not a static int.
       ValueError: ``trim`` is negative, or an update lacks the leading term axis.
 
     Source:

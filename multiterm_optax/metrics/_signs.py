@@ -44,7 +44,7 @@ def warnings(weights: Any, losses: Any = None, *, ratio: Scalar = 100.0) -> Warn
       ratio: :math:`r`, at least 1.
 
     Returns:
-      A :class:`Warnings` of booleans [K]. A weight that is not finite is one, too.
+      A :class:`Warnings` of booleans [K]. A weight that is not finite counts as large.
 
     Raises:
       ValueError: ``ratio`` is out of range, or a shape does not fit.

@@ -12,7 +12,7 @@ from multiterm_optax._stages import Step
 
 
 def grads_of(step: Step, argument: str, name: str) -> Any:
-    """The gradients under this name, with zeros for absent terms; None: not given."""
+    """The gradients under this name, with zeros for absent terms; None if not given."""
     grads = step.extra_args.get(argument)
     if grads is None:
         return None

@@ -77,7 +77,7 @@ def db_mtl(
 
 
 def _by_logarithm(eps: Scalar, name: str) -> Weighting:
-    """One over each loss: the gradient of a logarithm, but that of its argument."""
+    """One over each loss: the derivative of the logarithm with respect to the loss."""
 
     def find(
         problem: Problem, state: optax.EmptyState

@@ -16,8 +16,8 @@ class DualBalancedState(NamedTuple):
     """State of :func:`dual_balanced`.
 
     Attributes:
-      averages: Means of the weights so far [K], which are those of the last step, but
-        that an absent term keeps its own. 1 before the first step.
+      averages: Means of the weights so far [K], which are those of the last step,
+        except that an absent term keeps its own. 1 before the first step.
       losses: Means of the losses so far [K].
       seen: Number of steps in these means, int32 [K].
     """
@@ -50,7 +50,8 @@ def dual_balanced(
       A transformation of updates, every leaf [K, \*p], to the same shapes and dtypes.
       ``update`` needs ``losses``, of which the magnitudes count, and takes ``present``,
       K booleans. A term whose gradient is zero, or that is not finite, has no part in a
-      step and keeps its means; all do while the anchor is absent or such.
+      step and keeps its means; so do all while this holds for the anchor, or it is
+      absent.
 
     Raises:
       ValueError: ``anchor`` is out of range, ``losses`` are missing, or there is no

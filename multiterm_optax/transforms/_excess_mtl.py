@@ -42,7 +42,7 @@ def excess_mtl(
       w_i \leftarrow w_i \exp\Bigl( \eta \, \frac{e_i}{e_{i,0}} \Bigr), \quad
       g_i \leftarrow w_i g_i .
 
-    The first step sets :math:`e_{i,0}`, with :math:`w_i = 1`; they are scaled to sum K.
+    The first step sets :math:`e_{i,0}` and has :math:`w_i = 1`; weights have the sum K.
 
     Args:
       num_terms: K, the number of terms.

@@ -18,7 +18,7 @@ class InverseDirichletState(NamedTuple):
 
     Attributes:
       averages: Moving averages of the weights [K], which are those of the last step,
-        but that an absent term keeps its own. 1 before the first step.
+        except that an absent term keeps its own. 1 before the first step.
     """
 
     averages: jax.Array

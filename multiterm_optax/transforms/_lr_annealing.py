@@ -18,7 +18,7 @@ class LRAnnealingState(NamedTuple):
 
     Attributes:
       averages: Moving averages of the weights [K], which are those of the last step,
-        but that an absent term keeps its own. 1 before the first step.
+        except that an absent term keeps its own. 1 before the first step.
     """
 
     averages: jax.Array
@@ -49,12 +49,13 @@ def lr_annealing(
       statistic: ``"mean"``: the mean of :math:`\lvert g_a \rvert`, not its maximum.
       anchor: Index of the residual.
       plain: Whether :math:`\lambda_i` is left out under the mean. With it, as printed,
-        still gradients lead to the *root* of their ratio; without it to the ratio.
+        constant gradients lead to the *root* of their ratio; without it, to the ratio.
 
     Returns:
       A transformation of updates, every leaf [K, \*p], to the same shapes and dtypes.
       ``update`` takes ``present``, K booleans. The weight of a term whose gradient is
-      zero or not finite stays, and all do while the anchor is absent or such.
+      zero or not finite stays; so do all while that holds for the anchor, or it is
+      absent.
 
     Raises:
       ValueError: A hyperparameter is out of range, or there is no term axis.

@@ -1,7 +1,7 @@
 """MoCo: min-norm weights from tracked gradients, one step of descent at a time.
 
-It is the composition of ``per_term``, of the tracking, and ``reweight``, of a weighting
-that descends on the simplex.
+It is the composition of ``per_term`` with the tracking and of ``reweight`` with a
+weighting that descends on the simplex.
 """
 
 from typing import NamedTuple

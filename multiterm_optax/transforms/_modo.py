@@ -49,8 +49,8 @@ def modo(
     Returns:
       A transformation of updates whose every leaf is [K, \*p], :math:`J_1`, to updates
       of the same shapes and dtypes. ``update`` takes the extra arguments ``grads_2``
-      and ``grads_3``, like the updates; :math:`J_1` stands for what is not given.
-      Stages before this one do not change them: it comes first in a chain. It takes
+      and ``grads_3``, like the updates; :math:`J_1` replaces what is not given.
+      Stages before this one do not change them, so it comes first in a chain. It takes
       ``present``, K booleans, for all batches: an absent term keeps its share of the
       weights and gets zero updates.
 

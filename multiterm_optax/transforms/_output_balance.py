@@ -40,8 +40,8 @@ def output_balance(
 
       g_i \leftarrow R \, \frac{u_i}{\sum_j u_j} \, \frac{g_i}{n_i} .
 
-    Made for gradients with respect to the model's *output*, which one backward pass
-    then takes to the parameters; on gradients of parameters it works alike.
+    It is made for gradients with respect to the model's *output*, which one backward
+    pass then takes to the parameters, but also works on gradients of parameters.
 
     Args:
       num_terms: K, the number of terms.

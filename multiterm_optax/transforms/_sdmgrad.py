@@ -38,7 +38,7 @@ def sdmgrad(
 
     With the gradients :math:`J_1, J_2, J_3` of three batches,
     :math:`A = J_1 J_2^\top / (\operatorname{mean}_i A_{ii}^{1/2})^2`, :math:`v = 0` and
-    the last step's :math:`w`, from :math:`1/K`, in each of ``steps`` rounds
+    the :math:`w` of the last step (at first :math:`1/K`), each of ``steps`` rounds does
 
     .. math::
 

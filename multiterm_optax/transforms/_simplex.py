@@ -17,7 +17,7 @@ def rate_at(rate: optax.ScalarOrSchedule, count: Any) -> Any:
 
 
 def check_rate(rate: optax.ScalarOrSchedule, argument: str, name: str) -> None:
-    """Refuses a negative number; a schedule cannot be judged."""
+    """Refuses a negative number; a schedule cannot be checked."""
     if not callable(rate):
         _checks.non_negative(rate, argument, name)
 

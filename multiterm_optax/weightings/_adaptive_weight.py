@@ -41,7 +41,7 @@ def adaptive_weight(
       a norm is not finite, :math:`w_a = 1`.
 
     Raises:
-      ValueError: A hyperparameter is out of range, or both terms are one.
+      ValueError: A hyperparameter is out of range, or both terms are the same.
 
     Source:
       Esser, Rombach and Ommer, "Taming Transformers for High-Resolution Image

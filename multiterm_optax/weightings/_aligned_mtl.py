@@ -23,18 +23,18 @@ def aligned_mtl(
 
       w = \sqrt{s} \; V \Lambda^{-1/2} V^T p, \qquad d = \sum_i w_i g_i .
 
-    The gradients are replaced by the nearest that are orthogonal and of one length,
-    :math:`\sqrt{s}`, and these are combined with the shares :math:`p`. Weights may be
-    negative, and :math:`d` may conflict with a gradient as it was.
+    The gradients are replaced by the nearest ones that are orthogonal and have one
+    length, :math:`\sqrt{s}`, and these are combined with the shares :math:`p`. Weights
+    may be negative, and :math:`d` may conflict with one of the original gradients.
 
-    Eigenvalues that are zero to within the rounding of the cosines are left out, of the
-    scale as well: among them one for each term without a gradient, whose weight is 0.
-    Long gradients cost short ones no digit.
+    Eigenvalues that are zero to within the rounding of the cosines are left out, also
+    of the scale: among them one for each term without a gradient, whose weight is 0.
+    Long gradients do not cost short ones any digits.
 
     Args:
-      scale: :math:`s`, of the eigenvalues that are left: ``"min"`` the smallest, as in
-        the paper; ``"median"``, of an even number the mean of the middle two;
-        ``"rmse"`` the mean.
+      scale: :math:`s`, of the eigenvalues that are left: ``"min"``, the smallest, as in
+        the paper; ``"median"``, for an even number the mean of the middle two;
+        ``"rmse"``, the mean.
       preference: :math:`p`, K weights, not negative. ``None``: 1 / K each, where K is
         the number of present terms. The authors' code sums, with 1 each.
 

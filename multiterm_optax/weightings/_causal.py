@@ -15,19 +15,19 @@ def causal(tol: Scalar = 1.0) -> Weighting:
     .. math:: w_k = \exp \Bigl( -\epsilon \sum_{j < k} L_j \Bigr)
 
     The terms are the losses of one equation on successive chunks of time, and their
-    order is that of time. Losses in an array have it by their index, those in a list or
-    a tuple as they stand there; those in a dict are sorted by their keys, as JAX does:
-    name them so that they sort, such as ``"t00"``, ``"t01"``.
+    order is that of time. In an array, a list or a tuple, it is that of the index. A
+    dict is sorted by its keys, as everywhere in JAX, so choose names that sort, such as
+    ``"t00"``, ``"t01"``.
 
     Args:
-      tol: :math:`\epsilon`, the causality parameter, not negative. 0: weights of 1.
-        The larger, the nearer to zero the earlier losses must be.
+      tol: :math:`\epsilon`, the causality parameter, not negative. 0 gives weights of
+        1; the larger it is, the nearer to zero the earlier losses must be.
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the losses only; weights [K] in
       (0, 1], with no state. The first term has the weight 1. A negative loss counts by
-      its magnitude. Behind a loss that is infinite the weights are 0, behind one that
-      is NaN they are NaN.
+      its magnitude. After a loss that is infinite, the weights are 0; after one that
+      is NaN, they are NaN.
 
     Raises:
       ValueError: ``tol`` is negative, or losses are missing.
@@ -56,8 +56,8 @@ def causal(tol: Scalar = 1.0) -> Weighting:
         problem: Problem, state: optax.EmptyState
     ) -> tuple[Weights, optax.EmptyState]:
         sizes = jnp.abs(problem.losses)
-        # Those before, and not the sums less the own loss, which would leave nothing of
-        # a small one beside a large one.
+        # Sums over those before: to subtract each loss from a sum that includes it
+        # would leave nothing of a small one beside a large one.
         before = jnp.concatenate([jnp.zeros_like(sizes[:1]), jnp.cumsum(sizes)[:-1]])
         return jnp.exp(-tol * _losses.bounded(before)).astype(sizes.dtype), state
 

@@ -1,4 +1,4 @@
-"""CoV weighting: more weight for the losses that vary the most, for their size."""
+"""CoV weighting: more weight for the losses that vary most relative to their size."""
 
 from typing import NamedTuple
 
@@ -42,8 +42,8 @@ def coefficient_of_variation() -> Weighting:
         {\operatorname{mean}_{s \le t} l_i(s)} .
 
     A loss that stands still has no weight. The first ratio is 1. A term has an equal
-    share of the weights until two of its losses have been seen; so have all, where none
-    of them varies.
+    share of the weights until two of its losses have been seen; so do all terms if no
+    loss varies.
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the losses only; the weights [K]

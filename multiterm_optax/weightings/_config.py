@@ -24,9 +24,10 @@ def config(preference: Any = None) -> Weighting:
 
     :math:`U^+` is the pseudo-inverse: where the gradients are linearly independent,
     :math:`u_i \cdot x` is proportional to :math:`p_i`, and the direction conflicts with
-    no term. With two terms :math:`x` is the centre of the dual cone. Where they are
-    dependent, the cosines come as near to it as they can, which promises no more;
-    opposed gradients alone give :math:`d = 0`. Gradients that are zero are left out.
+    no term. With two terms, :math:`x` is the centre of the dual cone. If the
+    gradients are dependent, the cosines come as near to this as they can, and nothing
+    is promised; opposed gradients alone give :math:`d = 0`. Gradients that are zero
+    are left out.
 
     Args:
       preference: :math:`p`, K numbers, not negative, of which only the ratios count.
@@ -70,7 +71,7 @@ def config(preference: Any = None) -> Weighting:
             wanted = _checks.vector(preference, "preference", name, problem.num_terms)
         wanted = problem.only_present(wanted.astype(gramian.dtype))
         weights = _weights(gramian, wanted)
-        # Of one term alone no rounding is to be seen.
+        # With one term alone, the weight shows no rounding.
         alone = jnp.asarray(problem.num_present == 1)
         return jnp.where(alone, (wanted > 0).astype(weights.dtype), weights), state
 

@@ -12,7 +12,7 @@ from multiterm_optax.weightings import _rays
 
 
 def cosmos(preference: Any = None, penalty: Scalar = 1.0) -> Weighting:
-    r"""Weights of the weighted sum less a multiple of its cosine with the preference.
+    r"""Weights of a weighted sum minus a multiple of its cosine with the preference.
 
     The gradient with respect to the losses of
 
@@ -38,7 +38,7 @@ def cosmos(preference: Any = None, penalty: Scalar = 1.0) -> Weighting:
 
     Source:
       Ruchte and Grabocka, "Scalable Pareto Front Approximation for Deep Multi-Objective
-      Learning", ICDM 2021: the objective, here for one network a preference.
+      Learning", ICDM 2021: the objective, here for one network per preference.
 
     Example:
       >>> import jax.numpy as jnp

@@ -37,13 +37,13 @@ def cr_mogm(weighting: Weighting, decay: Scalar = 0.9) -> Weighting:
     direction may conflict with a term.
 
     Args:
-      weighting: What finds the weights, such as :func:`multiterm_optax.mgda`.
+      weighting: A weighting, such as :func:`multiterm_optax.mgda`.
       decay: :math:`\alpha`, in [0, 1). 0 is the weighting itself.
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads what ``weighting`` reads; weights
-      of the same shape, for a matrix from the identity over K. A step that it asks to
-      skip leaves the average, as an absent term leaves its own.
+      of the same shape. The average of matrices starts from the identity over K. It
+      stays in a step that is skipped, and that of an absent term also stays.
 
     Raises:
       TypeError: ``weighting`` is not a weighting.

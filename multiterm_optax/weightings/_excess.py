@@ -44,15 +44,15 @@ def excess(learning_rate: Scalar = 0.01, floor: Any = None) -> Weighting:
       learning_rate: :math:`\eta`.
       floor: The :math:`b_i` [K], of either sign, such as the losses of a model trained
         on each term alone. ``None``: the lowest losses so far. A loss that only falls
-        has then no excess, and the weights stay equal: they answer to set-backs only.
+        then has no excess, and the weights stay equal: they respond only to setbacks.
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the losses only; the weights [K]
       sum to K, the number of present terms. Negative losses are losses like any other.
-      A loss that is not finite moves no weight.
+      A loss that is not finite changes no weight.
 
     Raises:
-      ValueError: ``floor`` are not K finite numbers, or losses are missing.
+      ValueError: ``floor`` is not K finite numbers, or losses are missing.
 
     Source:
       The rule and its rate: He et al., "Robust Multi-Task Learning with Excess Risks",
@@ -109,7 +109,7 @@ def excess(learning_rate: Scalar = 0.01, floor: Any = None) -> Weighting:
             base = lowest
         # Halves, whose differences cannot overflow.
         left, whole = (0.5 * one - 0.5 * base for one in (losses, first))
-        # Above a loss that began at its lowest value all is as bad as it began.
+        # If a loss began at its lowest value, anything above it counts in full.
         ratio = jnp.minimum(left, whole) / jnp.where(whole > 0, whole, 1)
         ratio = jnp.where(whole > 0, ratio, jnp.sign(left))
         ratio = jnp.clip(jnp.where(counted, ratio, 0), 0, 1)

@@ -32,9 +32,10 @@ def fair_grad(alpha: Scalar = 1.0, preference: Any = None) -> Weighting:
 
     Up to its length, :math:`d` maximises
     :math:`\sum_i p_i (g_i \cdot d)^{1-\alpha} / (1-\alpha)`. Towards
-    :math:`\alpha = 0` it is :math:`\sum_i p_i g_i`; 1 is :func:`nash_mtl`; 2 shares out
-    delays; the larger :math:`\alpha`, the more the term counts that gains least. It
-    conflicts with no term. With :math:`\alpha \ne 1` the terms' scales matter.
+    :math:`\alpha = 0` it is :math:`\sum_i p_i g_i`; 1 is :func:`nash_mtl`; 2 minimises
+    the total delay; the larger :math:`\alpha`, the more the term that gains least
+    counts. It conflicts with no term. With :math:`\alpha \ne 1` the terms' scales
+    matter.
 
     What :func:`nash_mtl` says of zero gradients, of one term, and of gradients without
     a solution holds here, too. A term of preference 0 is left out.

@@ -1,4 +1,4 @@
-"""FAMO: weights that bring the losses down at one rate, without their gradients."""
+"""FAMO: weights with which all losses fall at one rate, without their gradients."""
 
 import math
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ class FAMOState(NamedTuple):
 
 
 def famo(learning_rate: Scalar = 0.025, weight_decay: Scalar = 0.001) -> Weighting:
-    r"""Fast adaptive multitask optimization: the losses fall at one rate.
+    r"""Fast adaptive multitask optimization: all losses fall at the same rate.
 
     .. math::
 
@@ -55,8 +55,9 @@ def famo(learning_rate: Scalar = 0.025, weight_decay: Scalar = 0.001) -> Weighti
       weight_decay: :math:`\gamma`, the L2 penalty on the logits.
 
     Returns:
-      A :class:`multiterm_optax.Weighting` that reads the losses only; weights [K], sum
-      1. Losses count by magnitude; zero or not finite: weight 0, and no logit moves.
+      A :class:`multiterm_optax.Weighting` that reads the losses only; weights [K] with
+      sum 1. A loss counts by its magnitude; 0 or not finite, it has the weight 0 and
+      changes no logit.
 
     Raises:
       ValueError: A hyperparameter is not finite, or losses are missing.

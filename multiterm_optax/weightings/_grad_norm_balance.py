@@ -30,7 +30,7 @@ def grad_norm_balance(decay: Scalar = 0.9) -> Weighting:
       w_i \leftarrow \beta w_i + (1 - \beta) \hat w_i, \qquad w_i = 1 \text{ at first.}
 
     The ratios are averaged, not the norms: a step in which a gradient is nearly zero
-    raises its weight for long. :func:`multiterm_optax.by_norm` averages the norms.
+    raises its weight for a long time. :func:`multiterm_optax.by_norm` averages norms.
 
     Args:
       decay: :math:`\beta`, in [0, 1).

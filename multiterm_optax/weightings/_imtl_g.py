@@ -18,8 +18,8 @@ class IMTLGState(NamedTuple):
     Attributes:
       stationary: Whether zero was the only direction with equal projections in the last
         step: the weights sum to 1, and the gradients cancel.
-      turned: Whether the last direction was turned round, as it pointed against the
-        terms: the weights sum to -1.
+      turned: Whether the sign of the last direction was changed, because it pointed
+        against the terms: the weights sum to -1.
     """
 
     stationary: jax.Array
@@ -39,8 +39,9 @@ def imtl_g() -> Weighting:
     Weights may be negative. If none is, this is :func:`chebyshev`.
 
     * Where the sum of :math:`(C^{-1} 1)_i / \lVert g_i \rVert` is negative, weights
-      that sum to 1 point against every term. They are turned round, sum to -1, and the
-      state says ``turned``. Near zero that sum makes the step long, as in the paper.
+      that sum to 1 point against every term. Their signs are changed, so that they sum
+      to -1, and the state says ``turned``. Near zero that sum makes the
+      step long, as in the paper.
     * Where C is singular, the weights are those of :math:`C + \epsilon I` for
       :math:`\epsilon \to 0`. Equal gradients share a weight. Where zero is the only
       direction with equal projections, as for opposed gradients and for more gradients

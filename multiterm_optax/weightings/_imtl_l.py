@@ -32,7 +32,7 @@ def imtl_l(learning: optax.GradientTransformation) -> Weighting:
     .. math:: \sum_i e^{s_i} L_i - s_i, \qquad w_i = e^{s_i}.
 
     The optimum is at :math:`w_i L_i = 1`: every scaled loss has the same size. The
-    :math:`s_i` start at 0; each step uses those that the one before it has learned.
+    :math:`s_i` start at 0; each step uses those that the previous step has learned.
 
     Args:
       learning: The Optax transformation that learns :math:`s`, with its learning rate,
@@ -41,7 +41,7 @@ def imtl_l(learning: optax.GradientTransformation) -> Weighting:
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the losses only. The weights [K]
       are not normalised: they grow as the losses fall. A loss of zero or less has no
-      optimum and does not move its :math:`s_i`, nor does one that is not finite.
+      optimum and does not change its :math:`s_i`, nor does one that is not finite.
 
     Raises:
       TypeError: ``learning`` is not a transformation.

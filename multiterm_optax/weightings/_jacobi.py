@@ -1,10 +1,10 @@
 # Longer than most: the usual eigensolvers would lose the short gradients.
 """Principal components by Jacobi's rotations, exact for short gradients as well.
 
-The usual algorithms find eigenvalues to a rounding of the largest. Where gradients
-differ in length by orders of magnitude that is nothing. One-sided rotations of the
-gradients themselves keep every digit that the cosines have (Demmel and Veselic,
-"Jacobi's method is more accurate than QR", 1992).
+The usual algorithms find eigenvalues to a rounding of the largest. If gradients differ
+in length by orders of magnitude, this leaves nothing of the small ones. One-sided
+rotations of the gradients themselves keep every digit that the cosines have (Demmel and
+Veselic, "Jacobi's method is more accurate than QR", 1992).
 """
 
 from typing import NamedTuple
@@ -48,7 +48,7 @@ class _Rows(NamedTuple):
 
 
 def decompose(cosines: Gramian, lengths: Norms) -> Components:
-    """Of gradients with these cosines and lengths, 0 for no gradient."""
+    """The components for these cosines and lengths; a length of 0 is no gradient."""
     terms = len(cosines)
     resolution = 8 * terms * float(jnp.finfo(cosines.dtype).eps)
     values, columns = jnp.linalg.eigh(cosines)

@@ -40,7 +40,7 @@ def check_sum_to(value: Any, name: str) -> None:
 
 
 def target_sum(sum_to: SumTo, num_terms: Scalar) -> Scalar:
-    """The sum that the weights of this many terms shall have."""
+    """The sum that the weights of this many terms should have."""
     return 1.0 * num_terms if isinstance(sum_to, str) else sum_to
 
 

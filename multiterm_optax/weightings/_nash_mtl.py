@@ -1,4 +1,4 @@
-"""Nash-MTL: the bargaining solution, to which every term contributes alike."""
+"""Nash-MTL: the bargaining solution, to which every term contributes equally."""
 
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ class NashMTLState(NamedTuple):
 
 
 def nash_mtl() -> Weighting:
-    r"""The Nash bargaining solution: weights in inverse proportion to what they bring.
+    r"""The Nash bargaining solution: weights in inverse proportion to the terms' gains.
 
     .. math::
 
@@ -32,14 +32,14 @@ def nash_mtl() -> Weighting:
     Among the directions of its length, :math:`\lVert d \rVert^2 = K`, this one has the
     largest product of all :math:`g_i \cdot d`. It conflicts with no term and does not
     depend on the scale of any term: a loss multiplied by 1000 has a weight divided by
-    1000. As it does not shorten where the gradients do, plain descent needs a schedule,
-    or :func:`optax.clip_by_global_norm` behind it.
+    1000. It does not become shorter as the gradients do, so plain descent needs a
+    schedule, or :func:`optax.clip_by_global_norm` after it.
 
     Terms whose gradient is zero are left out, with the weight 0. With one term the
     weight is 1. Where a combination of the gradients with positive weights is zero, no
     solution exists. The weights are then those of the gramian with some roundings of
-    the squared norms added to its diagonal, and not ``converged``: finite, and of no
-    direction where the opposed gradients are all there is.
+    the squared norms added to its diagonal, and not ``converged``: finite, but with a
+    direction of zero if there are only the opposed gradients.
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the gramian; weights [K],

@@ -24,7 +24,7 @@ class NTKState(NamedTuple):
 def ntk(decay: Scalar = 0.9) -> Weighting:
     r"""Weights in inverse proportion to the traces of the neural tangent kernel.
 
-    With the residuals :math:`r_i` of term :math:`i`, one of :math:`n_i` rows,
+    With the residuals :math:`r_i` of term :math:`i`, which has :math:`n_i` rows,
 
     .. math::
 
@@ -40,7 +40,7 @@ def ntk(decay: Scalar = 0.9) -> Weighting:
       A :class:`multiterm_optax.Weighting` that reads neither gradients nor losses but
       the extra argument ``traces``, the :math:`k_i`, an array [K] or a pytree of K
       scalars, such as :func:`multiterm_optax.ntk_traces` finds. In a step without them
-      the weights stay as they were, since traces are dear and change slowly. The weight
+      the weights stay as they were, as traces are costly and change slowly. The weight
       of a term whose trace is zero stays, and so do all weights if a trace is not
       finite. No ratio counts for more than 1e30.
 

@@ -1,4 +1,4 @@
-"""PBI: the way along the ray of a preference, and a penalty for the way off it."""
+"""PBI: the way along the ray of a preference, with a penalty for leaving it."""
 
 from typing import Any
 

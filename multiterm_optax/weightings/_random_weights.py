@@ -25,8 +25,8 @@ def random_weights(key: jax.Array) -> Weighting:
 
     .. math:: w = \operatorname{softmax}(\lambda), \qquad \lambda_i \sim N(0, 1),
 
-    new in each step. Their mean is :math:`1 / K`, so that the expected step is that of
-    equal weights. A control: what is no better than this owes nothing to its weights.
+    new in each step. Their mean is :math:`1 / K`, so the expected step is that of equal
+    weights. It is a control: a method that is no better owes nothing to its weights.
 
     Args:
       key: A random key, typed (``jax.random.key``) or raw (``jax.random.PRNGKey``).
@@ -34,7 +34,7 @@ def random_weights(key: jax.Array) -> Weighting:
     Returns:
       A :class:`multiterm_optax.Weighting` that reads neither gradients nor losses;
       weights [K], positive, that sum to 1. State: a key for each term, so that absent
-      terms change nothing of what the others draw.
+      terms do not change what the others draw.
 
     Raises:
       TypeError: ``key`` is not one random key.

@@ -44,8 +44,8 @@ def relobralo(
         + (1 - \alpha) b(t; t-1) \\
       b_i(t; s) &= K \frac{e^{L_i(t) / T L_i(s)}}{\sum_j e^{L_j(t) / T L_j(s)}}
 
-    :math:`w = \lambda`, and :math:`\lambda(0) = 1`. :math:`\rho_t` is 1 or, for a look
-    back to the first step, 0, drawn anew in each step for all terms together.
+    :math:`w = \lambda`, and :math:`\lambda(0) = 1`. :math:`\rho_t` is 1, or 0 for a
+    look back to the first step; it is drawn anew in each step, for all terms together.
 
     Args:
       key: A random key, typed (``jax.random.key``) or raw (``jax.random.PRNGKey``).

@@ -28,8 +28,8 @@ def stch(mu: Scalar = 1.0, preference: Any = None, nadir: Any = None) -> Weighti
       mu: :math:`\mu`, positive: how smooth the maximum is.
       preference: :math:`\lambda`, [K], not negative and not normalised. ``None``:
         1/K each, K the number of present terms.
-      nadir: Losses [K], positive, that each loss is divided by before its logarithm:
-        the authors' multi-task code calls so the mean losses at the end of a warm-up.
+      nadir: Losses [K], positive, by which each loss is divided before its logarithm;
+        in the authors' multi-task code, the mean losses at the end of a warm-up.
         ``None``: the losses as they are. With an ideal point z pass :math:`L - z`.
 
     Returns:
