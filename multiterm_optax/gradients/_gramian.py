@@ -5,8 +5,10 @@ parameters' tangents, and the gramian of the gradients is J J^T. There are sever
 to compute it. Each leaves only the K x K result, or its diagonal, in memory.
 """
 
+import functools
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 
 from multiterm_optax import _products, _terms
 from multiterm_optax._typing import Gramian, Norms
-from multiterm_optax.gradients import _passes
+from multiterm_optax.gradients import _cut_products, _cuts, _passes
 from multiterm_optax.gradients._outputs import equations
 from multiterm_optax.gradients._passes import Passes
 
@@ -42,6 +44,11 @@ def gramian_of(
 
     ``shared`` says for each leaf of ``primals`` whether it is included; None: all are.
     """
+    if way is None:
+        worth = _worth(way, num_terms, norms=False)
+        program = _cuts.find(linear, primals, worth, shared)
+        if _fits(program, num_terms, shared):
+            return _of_cuts(program, losses, num_terms, shared)
     passes = _PASSES.get(way) or _choose(linear, primals, num_terms)
     if passes == "loop":
         return _forward(linear, primals, losses, num_terms, shared, name)
@@ -69,14 +76,65 @@ def squared_norms_of(
     Forward derivatives are not needed, so no function is refused.
     """
     del name
+    program = _cuts.find(linear, primals, _worth(way, num_terms, norms=True), shared)
+    products = [_cut_products.products_of(cut) for cut in program.cuts]
 
-    def squared(grads: Any) -> jax.Array:
-        leaves = (leaf[None] for leaf in _chosen(grads, shared))
-        return _products.squared_norms(*leaves, num_terms=1)[0]
+    def squared(grads: tuple[jax.Array, ...]) -> jax.Array:
+        kept, cotangents = _split(program, grads, shared)
+        total = _products.squared_norms(*(leaf[None] for leaf in kept), num_terms=1)[0]
+        for product, cotangent in zip(products, cotangents, strict=True):
+            own, along = product(cotangent[None])
+            total = total + jnp.sum(own * along)
+        return total
 
     return _passes.of_each_term(
-        linear, primals, losses, num_terms, _PASSES.get(way), squared
+        program.rest, program.inputs, losses, num_terms, _PASSES.get(way), squared
     )
+
+
+def _worth(way: Way | None, num_terms: int, *, norms: bool) -> Callable[[Any], bool]:
+    """Which parameters the passes stop at; none, if a way was asked for."""
+    if way is not None:
+        return lambda cut: False
+    return functools.partial(_cut_products.worth, num_terms=num_terms, norms=norms)
+
+
+def _split(
+    program: _cuts.Program, found: Sequence[Any], shared: list[bool] | None
+) -> tuple[list[Any], list[Any]]:
+    """Of what belongs to the inputs: the part of parameters that count, and of cuts."""
+    kept = zip(program.kept, found, strict=False)
+    counted = [one for leaf, one in kept if shared is None or shared[leaf]]
+    return counted, list(found[len(program.kept) :])
+
+
+def _of_cuts(
+    program: _cuts.Program, losses: Any, num_terms: int, shared: list[bool] | None
+) -> Gramian:
+    if num_terms <= _passes.MAX_UNROLLED:
+        rows = _passes.unrolled(program.rest, program.inputs, num_terms)
+        kept, cotangents = _split(program, list(zip(*rows, strict=True)), shared)
+        total = _products.gramian_of_rows(*kept, num_terms=num_terms)
+        cotangents = [jnp.stack(rows) for rows in cotangents]
+    else:
+        passes = _passes.in_a_batch(program.rest, program.inputs)
+        grads = _passes.of_each_term(
+            program.rest, program.inputs, losses, num_terms, passes
+        )
+        kept, cotangents = _split(program, grads, shared)
+        total = _products.gramian(*kept, num_terms=num_terms)
+    for cut, cotangent in zip(program.cuts, cotangents, strict=True):
+        total = total + _cut_products.gramian(cut, cotangent)
+    return total
+
+
+def _fits(program: _cuts.Program, num_terms: int, shared: list[bool] | None) -> bool:
+    """Whether the K gradients of the parameters that are not cut may be kept."""
+    if not program.cuts or num_terms <= _passes.MAX_UNROLLED:
+        return bool(program.cuts)
+    kept, _ = _split(program, program.inputs, shared)
+    cut = sum(math.prod(one.sizes) // one.sizes[1] for one in program.cuts)
+    return num_terms * sum(leaf.size for leaf in kept) <= cut
 
 
 def _chosen(grads: Any, shared: list[bool] | None) -> list[jax.Array]:

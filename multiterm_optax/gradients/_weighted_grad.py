@@ -2,7 +2,7 @@
 """Finds the weights first, then takes one ordinary backward pass."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool
 from multiterm_optax import _checks, _terms, _weighting
 from multiterm_optax._typing import LossesFn
 from multiterm_optax._weighting import Weighting
-from multiterm_optax.gradients import _gramian, _inputs
+from multiterm_optax.gradients import _gramian, _problems
 
 
 class WeightedGradState(NamedTuple):
@@ -49,7 +49,7 @@ def value_and_weighted_grad(
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     *,
-    gramian: _gramian.Way | None = None,
+    gramian: _gramian.Way | Literal["rows"] | None = None,
     every: int = 1,
     shared: Any = None,
 ) -> WeightedGrad:
@@ -113,7 +113,13 @@ def value_and_weighted_grad(
     name = "value_and_weighted_grad"
     _checks.function(losses_fn, "losses_fn", name)
     _weighting.check(weighting, name)
-    _checks.one_of(gramian, "gramian", name, _gramian.WAYS)
+    _checks.one_of(gramian, "gramian", name, (*_gramian.WAYS, "rows"))
+    if gramian == "rows" and (has_aux or argnums != 0):
+        raise ValueError(
+            f"{name}: with gramian='rows' losses_fn takes (params, rows, *args) and "
+            f"returns one loss for each row, so that argnums must be 0 and has_aux "
+            f"False, found argnums={argnums!r} and has_aux={has_aux!r}."
+        )
     every = _checks.static_int(every, "every", name, low=1)
     asked_for = _weighting.extra_arguments(weighting)
 
@@ -134,40 +140,30 @@ def value_and_weighted_grad(
     ) -> tuple[Any, Any, WeightedGradState]:
         _check_state(state, name)
         extra_args = {key: kwargs.pop(key) for key in asked_for if key in kwargs}
-        function, primals = _inputs.of_primals(
-            losses_fn, args, kwargs, argnums, has_aux, name
-        )
-        named = primals if isinstance(argnums, Sequence) else primals[0]
-        trunk = None if shared is None else _broadcast(shared, named, name)
-
-        losses, linear, aux = jax.linearize(function, *primals, has_aux=True)
-        num_terms = _inputs.count_losses(losses, name)
-        if state.weights.shape[-1] != num_terms:
-            raise ValueError(
-                f"{name}: losses_fn must return num_terms={state.weights.shape[-1]} "
-                f"losses, as given to init, found {num_terms}."
+        num_terms = state.weights.shape[-1]
+        if gramian == "rows":
+            present = _checks.present(present, name, num_terms)
+            problem = _problems.of_rows(
+                losses_fn, num_terms, present, args, kwargs, name
             )
-        present = _checks.present(present, name, num_terms)
+        else:
+            problem = _problems.of_terms(
+                losses_fn, args, kwargs, argnums, has_aux, gramian, num_terms, name
+            )
+            present = _checks.present(present, name, num_terms)
+        losses, primals = problem.losses, problem.primals
+        several = isinstance(argnums, Sequence)
+        named = primals if several else primals[0]
+        trunk = None if shared is None else _broadcast(shared, named, name)
         vector: Any = _checks.losses(losses, name, num_terms, needed=True)
         vector = _terms.only_present(present, vector)
 
         def find() -> tuple[jax.Array, Any]:
-            read = None
-            if weighting.reads_gramian:
-                read = _gramian.gramian_of
-            elif weighting.reads_norms:
-                read = _gramian.squared_norms_of
             products = None
-            if read is not None:
-                products = read(
-                    linear,
-                    primals,
-                    losses,
-                    num_terms=num_terms,
-                    way=gramian,
-                    shared=trunk,
-                    name=name,
-                )
+            if weighting.reads_gramian:
+                products = problem.gramian(trunk)
+            elif weighting.reads_norms:
+                products = problem.squared_norms(trunk)
             weights, inner = _weighting.weights_from(
                 weighting,
                 *jax.lax.stop_gradient((products, state.weighting, vector)),
@@ -194,25 +190,24 @@ def value_and_weighted_grad(
                 lambda: (state.weights, state.weighting),
             )
 
-        pullback = jax.linear_transpose(linear, *primals)
         total = jax.lax.stop_gradient(weights)
         if present is not None:
             total = _weighting.mask_weights(present, total)
         total = total.sum(axis=0) if total.ndim == 2 else total
-        grads = pullback(_inputs.cotangents(losses, total))
+        grads = problem.pullback(total)
         if trunk is not None:
             # XLA drops what is not used: the trunk's part of this pass, and the heads'
             # part of the other.
             ones = _terms.only_present(present, jnp.ones_like(total))
-            plain = pullback(_inputs.cotangents(losses, ones))
+            plain = problem.pullback(ones)
             flags = jax.tree.structure(grads).unflatten(trunk)
             grads = jax.tree.map(
                 lambda flag, *both: both[not flag], flags, grads, plain
             )
-        picked = grads if isinstance(argnums, Sequence) else grads[0]
+        picked = grads if several else grads[0]
         count = jnp.asarray(optax.safe_increment(state.count))
         after = WeightedGradState(weights, inner, count)
-        return ((losses, aux) if has_aux else losses), picked, after
+        return ((losses, problem.aux) if has_aux else losses), picked, after
 
     return WeightedGrad(init, update)
 

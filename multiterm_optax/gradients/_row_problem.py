@@ -1,0 +1,148 @@
+"""Losses, gramian and weighted gradients of terms that own their rows of a batch.
+
+Every row goes through the model alone, under ``jax.vmap``, so that no row can touch
+the loss of another. One backward pass gives each row its cotangents at the cuts, and
+the gradients of what cannot be cut. They are all that the gramian of the rows and any
+weighted gradient need: no second pass follows.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from multiterm_optax import _products, _terms
+from multiterm_optax._typing import Gramian, Weights
+from multiterm_optax.gradients import _cut_products, _cuts, _inputs, _rows
+
+
+class RowProblem(NamedTuple):
+    """What a step needs.
+
+    Attributes:
+      losses: The losses of the terms [K].
+      gramian: Their gramian [K, K]. With ``shared``, of the leaves that are true there.
+      pullback: From weights [K] to the gradient of the weighted sum.
+    """
+
+    losses: Array
+    gramian: Callable[[list[bool] | None], Gramian]
+    pullback: Callable[[Weights], Any]
+
+
+def row_problem(
+    row_losses_fn: Callable[..., Any],
+    num_terms: int,
+    present: Bool[Array, " K"] | None,
+    name: str,
+    params: Any,
+    rows: Any,
+    *args: Any,
+    row_terms: Any = None,
+    row_weights: Any = None,
+    **kwargs: Any,
+) -> RowProblem:
+    """Differentiates each row's loss by itself."""
+    _inputs.check_parameters(params, "params", name)
+    chosen, shares, counted = rows, None, None
+    every_row_a_term = row_terms is None and row_weights is None and present is None
+    row_terms = _owners(row_terms, num_terms)
+    num_rows = _rows.check(rows, row_terms, name)
+    if not every_row_a_term:
+        shares, counted = _shares(row_terms, row_weights, num_terms, present, name)
+        # A row that does not count may hold anything, also NaN: another is computed.
+        index = jnp.where(counted, jnp.arange(num_rows), jnp.argmax(counted))
+        chosen = jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], rows)
+
+    leaves, structure = jax.tree.flatten(params)
+    cuts: list[_cuts.Cut] = []
+    kept: list[int] = []
+
+    def one_row(row: Any) -> tuple[Any, ...]:
+        def loss_fn(params: Any) -> Array:
+            alone = jax.tree.map(lambda leaf: leaf[None], row)
+            losses = row_losses_fn(params, alone, *args, **kwargs)
+            _rows.check_losses(losses, 1, name)
+            return losses[0]
+
+        loss, linear = jax.linearize(loss_fn, params)
+        program = _cuts.find(linear, (params,), _cut_products.worth_by_row)
+        transposed = jax.linear_transpose(program.rest, *program.inputs)
+        found = transposed(jnp.ones_like(loss))
+        cuts[:], kept[:] = program.cuts, program.kept
+        number = len(kept)
+        constants = [cut.constant for cut in program.cuts]
+        return loss, found[:number], found[number:], constants
+
+    losses, grads, cotangents, constants = jax.vmap(one_row)(chosen)
+    losses, grads, cotangents = jax.tree.map(
+        lambda leaf: _terms.only_present(counted, leaf), (losses, grads, cotangents)
+    )
+
+    def gramian(shared: list[bool] | None) -> Gramian:
+        counts = [True] * len(leaves) if shared is None else shared
+        whole = [grad for leaf, grad in zip(kept, grads, strict=True) if counts[leaf]]
+        total = _products.gramian(*whole, num_terms=num_rows)
+        for cut, constant, cotangent in zip(cuts, constants, cotangents, strict=True):
+            if counts[cut.leaf]:
+                part = _cut_products.gramian_by_row(cut, constant, cotangent)
+                total = total + part
+        if shares is None:
+            return total
+        wide = shares.astype(total.dtype)
+        return jnp.einsum("kb,bc,lc->kl", wide, total, wide, precision="highest")
+
+    def pullback(weights: Weights) -> Any:
+        of_rows = weights
+        if shares is not None:
+            of_rows = jnp.dot(weights, shares, precision="highest")
+        found: list[Any] = [None] * len(leaves)
+        for leaf, grad in zip(kept, grads, strict=True):
+            found[leaf] = _terms.weighted_sum(of_rows, grad)
+        for cut, constant, cotangent in zip(cuts, constants, cotangents, strict=True):
+            found[cut.leaf] = _of_cut(
+                cut, constant, _terms.scale(of_rows, cotangent), leaves[cut.leaf]
+            )
+        return structure.unflatten(found)
+
+    if shares is not None:
+        losses = jnp.dot(shares, losses, precision="highest").astype(losses.dtype)
+    return RowProblem(losses, gramian, pullback)
+
+
+def _of_cut(cut: _cuts.Cut, constants: Any, cotangents: Array, leaf: Any) -> Array:
+    """The gradient of one cut's parameter, from all rows together."""
+
+    def outputs(leaf: Array) -> Array:
+        return jax.vmap(lambda constant: cut.apply(constant, leaf))(constants)
+
+    (grad,) = jax.linear_transpose(outputs, leaf)(cotangents)
+    return grad
+
+
+def _owners(row_terms: Any, num_terms: int) -> Any:
+    return jnp.arange(num_terms) if row_terms is None else row_terms
+
+
+def _shares(
+    row_terms: Array,
+    row_weights: Any,
+    num_terms: int,
+    present: Bool[Array, " K"] | None,
+    name: str,
+) -> tuple[Array, Bool[Array, " B"]]:
+    """Each row's share in each term [K, B], and which rows count."""
+    row_terms = _rows.integers(row_terms, name)
+    if row_weights is not None:
+        row_weights = _rows.row_weights(row_weights, len(row_terms), name)
+    factors = _rows.normalized(row_terms, row_weights, num_terms, "mean")
+    counted = (row_terms >= 0) & (factors != 0)
+    if present is not None:
+        counted = counted & present[jnp.clip(row_terms, 0, num_terms - 1)]
+    owned = row_terms[None, :] == jnp.arange(num_terms)[:, None]
+    shares = jnp.where(owned & counted[None, :], factors[None, :], 0)
+    # A number that names no term is a mistake, which must not pass silently.
+    mistaken = jnp.any(row_terms >= num_terms)
+    return jnp.where(mistaken, jnp.nan, shares), counted
