@@ -10,6 +10,7 @@ follow that flow.
 from multiterm_optax._version import __version__ as __version__
 
 # losses_fn -> losses, per-term gradients; or weights first, then one gradient
+from multiterm_optax.gradients import check_row_losses as check_row_losses
 from multiterm_optax.gradients import stack_terms as stack_terms
 from multiterm_optax.gradients import term_grads as term_grads
 from multiterm_optax.gradients import value_and_row_grads as value_and_row_grads

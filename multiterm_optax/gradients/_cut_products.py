@@ -30,10 +30,10 @@ _MIN_SAVED = 1 << 16
 
 def worth(cut: Cut, num_terms: int, *, norms: bool) -> bool:
     """Whether the products below cost less than those of K gradients."""
-    b, rows, width, columns = cut.sizes
+    b, rows, width, columns = cut.kind.sizes
     pairs = num_terms if norms else num_terms**2
     here, gradients = pairs * rows * columns, pairs * width * columns
-    if not cut.table:
+    if not cut.kind.table:
         here += rows**2 * (width + num_terms * columns)
         gradients += num_terms * rows * width * columns
     return b * (gradients - here) >= max(_MIN_SAVED, b * gradients // 8)
@@ -41,20 +41,20 @@ def worth(cut: Cut, num_terms: int, *, norms: bool) -> bool:
 
 def products_of(cut: Cut) -> Callable[[Array], tuple[Array, Array]]:
     """From cotangents [K, ...] to D and X X^T D, both [K, b, R, m], in wide numbers."""
-    if cut.table:
-        entries = cut.parts(cut.constant)
+    if cut.kind.table:
+        entries = cut.kind.parts(cut.constant)
 
         def of_table(cotangents: Array) -> tuple[Array, Array]:
-            own = _wide(jax.vmap(cut.rows_of)(cotangents))
-            gathered = _gathered(entries, cut.sizes[2], own)
+            own = _wide(jax.vmap(cut.kind.rows_of)(cotangents))
+            gathered = _gathered(entries, cut.kind.sizes[2], own)
             return gathered, gathered
 
         return of_table
 
-    square = _squares(cut.parts(cut.constant))
+    square = _squares(cut.kind.parts(cut.constant))
 
     def products(cotangents: Array) -> tuple[Array, Array]:
-        own = _wide(jax.vmap(cut.rows_of)(cotangents))
+        own = _wide(jax.vmap(cut.kind.rows_of)(cotangents))
         dtype = jnp.result_type(square, own)
         along = jnp.einsum(
             "brs,kbsm->kbrm", square.astype(dtype), own, precision="highest"
@@ -67,7 +67,7 @@ def products_of(cut: Cut) -> Callable[[Array], tuple[Array, Array]]:
 def gramian(cut: Cut, cotangents: Array) -> Gramian:
     """The part [K, K] of one cut, from the cotangents [K, ...] of its output."""
     own, along = products_of(cut)(cotangents)
-    if cut.table:
+    if cut.kind.table:
         return _products.gramian(own, num_terms=len(own))
     # One long contraction loses digits; several short ones with large results are slow.
     if own.shape[3] >= len(own):
@@ -102,20 +102,20 @@ def _gathered(entries: Array, size: int, cotangents: Array) -> Array:
 
 def worth_by_row(cut: Cut) -> bool:
     """Whether a cut beats gradients that the backward pass makes by itself."""
-    _, rows, width, _ = cut.sizes
-    return rows**2 < width if cut.table else True
+    _, rows, width, _ = cut.kind.sizes
+    return rows**2 < width if cut.kind.table else True
 
 
 def gramian_by_row(cut: Cut, constants: Any, cotangents: Array) -> Gramian:
     """The part [B, B] of one cut, with constants and cotangents [B, ...]."""
     num_rows = len(cotangents)
-    parts = jax.vmap(cut.parts)(constants)
-    own = _wide(jax.vmap(cut.rows_of)(cotangents))
-    if cut.table:
+    parts = jax.vmap(cut.kind.parts)(constants)
+    own = _wide(jax.vmap(cut.kind.rows_of)(cotangents))
+    if cut.kind.table:
         same = parts.reshape(1, -1, 1)
         square = ((same == same.swapaxes(1, 2)) & (same >= 0)).astype(own.dtype)
         return _sum_of_pairs(square, own)
-    _, rows, width, columns = cut.sizes
+    _, rows, width, columns = cut.kind.sizes
     pairs = num_rows * rows**2 * (width + columns)
     if pairs < (rows + num_rows) * width * columns:
         return _sum_of_pairs(_squares(map(_by_product, parts)), own)

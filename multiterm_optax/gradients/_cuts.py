@@ -1,4 +1,4 @@
-# Longer than most: three operations are recognised, each in all its layouts.
+# Longer than most: it reads a program, takes it apart, and runs what is left.
 """Where parameters enter the linear program of the losses, and what is left of it.
 
 The losses' tangents are a linear program of the parameters' tangents. A dense layer's
@@ -11,8 +11,6 @@ another way (also within a loop, ``jax.checkpoint`` or a function with
 ``jax.custom_vjp``), stays an input.
 """
 
-import itertools
-import math
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,44 +18,31 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend import core
-from jaxtyping import Array
+
+from multiterm_optax.gradients._cut_kinds import KINDS, Kind
 
 # Operations that move a parameter's elements without changing or repeating any.
 _VIEWS = ("transpose", "reshape", "squeeze", "expand_dims", "copy", "broadcast_in_dim")
 _CASTS = ("convert_element_type",)
 _CALLS = ("jit", "pjit", "closed_call", "core_call")
 
-# A convolution with more offsets than that would make a long program.
-_MAX_OFFSETS = 49
-
 
 class Cut(NamedTuple):
     """The only operation that a parameter enters.
-
-    As a matrix of R rows, its output is X t: for each of b independent products X is
-    [R, n], t is [n, m], and the cotangents are [R, m]. In a table X is the one-hot code
-    of the entries read.
 
     Attributes:
       leaf: The position of the parameter among the leaves.
       apply: ``(constant, parameter) -> output``, linear in the parameter.
       constant: The operation's other operand.
       output: Shape and dtype of the operation's output.
-      parts: From the constant to X, as parts [b, R, n_i] of its columns; for a table,
-        to the entries read, [R], or -1 for none.
-      rows_of: From the cotangents of the output to [b, R, m].
-      sizes: b, R, n and m.
-      table: Whether it reads rows of a table.
+      kind: The operation as a matrix product.
     """
 
     leaf: int
     apply: Callable[[Any, Any], Any]
     constant: Any
     output: jax.ShapeDtypeStruct
-    parts: Callable[[Any], Any]
-    rows_of: Callable[[Array], Array]
-    sizes: tuple[int, int, int, int]
-    table: bool = False
+    kind: Kind
 
 
 class Program(NamedTuple):
@@ -214,13 +199,11 @@ def _cut(
         if not _is_view(eqn):
             break
         (var,) = eqn.outvars
-    kind = _KINDS.get(eqn.primitive.name)
-    described = kind and kind(eqn, eqn.invars.index(var))
-    if not described:
+    describe = KINDS.get(eqn.primitive.name)
+    kind = describe and describe(eqn, eqn.invars.index(var))
+    if kind is None or not _has(kind.other, known):
         return None
-    other, parts, rows_of, sizes = described
-    if not _has(other, known):
-        return None
+    other = kind.other
 
     def apply(constant: Any, parameter: Any) -> Any:
         env = {start: parameter}
@@ -232,125 +215,4 @@ def _cut(
 
     end = eqn.outvars[0].aval
     output = jax.ShapeDtypeStruct(end.shape, end.dtype)
-    table = eqn.primitive.name == "gather"
-    constant = _read(other, known)
-    return Cut(leaf, apply, constant, output, parts, rows_of, sizes, table), chain
-
-
-def _is_view(eqn: Any) -> bool:
-    name = eqn.primitive.name
-    if name not in _VIEWS + _CASTS or len(eqn.invars) != 1:
-        return False
-    (before,), (after,) = eqn.invars, eqn.outvars
-    return before.aval.size == after.aval.size and jnp.issubdtype(
-        after.aval.dtype, jnp.floating
-    )
-
-
-def _dense(eqn: Any, position: int) -> Any:
-    other, shape = eqn.invars[1 - position], eqn.invars[1 - position].aval.shape
-    contracted, batched = eqn.params["dimension_numbers"]
-    contracted, batched = contracted[1 - position], batched[1 - position]
-    free = [i for i in range(len(shape)) if i not in (*contracted, *batched)]
-    b, rows, width = (
-        math.prod(shape[i] for i in axes) for axes in (batched, free, contracted)
-    )
-    columns = eqn.outvars[0].aval.size // max(b * rows, 1)
-
-    def parts(constant: Array) -> list[Array]:
-        moved = jnp.transpose(constant, (*batched, *free, *contracted))
-        return [moved.reshape(b, rows, width)]
-
-    def rows_of(cotangents: Array) -> Array:
-        if position == 1:
-            return cotangents.reshape(b, rows, columns)
-        return cotangents.reshape(b, columns, rows).swapaxes(1, 2)
-
-    return other, parts, rows_of, (b, rows, width, columns)
-
-
-def _convolution(eqn: Any, position: int) -> Any:
-    params, other = eqn.params, eqn.invars[1 - position]
-    if position != 1 or params["feature_group_count"] * params["batch_group_count"] > 1:
-        return None
-    numbers = params["dimension_numbers"]
-    image = [other.aval.shape[i] for i in numbers.lhs_spec]
-    kernel = [eqn.invars[1].aval.shape[i] for i in numbers.rhs_spec]
-    output = [eqn.outvars[0].aval.shape[i] for i in numbers.out_spec]
-    if math.prod(kernel[2:]) > _MAX_OFFSETS:
-        return None
-    rows = output[0] * math.prod(output[2:])
-    strides, dilation = params["window_strides"], params["rhs_dilation"]
-    borders = [
-        (low, high, inner - 1)
-        for (low, high), inner in zip(
-            params["padding"], params["lhs_dilation"], strict=True
-        )
-    ]
-
-    def parts(constant: Array) -> list[Array]:
-        moved = jnp.transpose(constant, numbers.lhs_spec)
-        zero = jnp.zeros([], moved.dtype)
-        padded = jax.lax.pad(moved, zero, [(0, 0, 0), (0, 0, 0), *borders])
-        found = []
-        for offset in itertools.product(*map(range, kernel[2:])):
-            first = [i * step for i, step in zip(offset, dilation, strict=True)]
-            last = [
-                start + (size - 1) * stride + 1
-                for start, size, stride in zip(first, output[2:], strides, strict=True)
-            ]
-            seen = jax.lax.slice(
-                padded, (0, 0, *first), (*image[:2], *last), (1, 1, *strides)
-            )
-            found.append(jnp.moveaxis(seen, 1, -1).reshape(1, rows, image[1]))
-        return found
-
-    def rows_of(cotangents: Array) -> Array:
-        moved = jnp.transpose(cotangents, numbers.out_spec)
-        return jnp.moveaxis(moved, 1, -1).reshape(1, rows, output[1])
-
-    width = image[1] * math.prod(kernel[2:])
-    return other, parts, rows_of, (1, rows, width, output[1])
-
-
-def _table(eqn: Any, position: int) -> Any:
-    table, other = eqn.invars
-    numbers, shape = eqn.params["dimension_numbers"], table.aval.shape
-    whole_rows = (
-        position == 0
-        and tuple(numbers.start_index_map) == (0,)
-        and tuple(numbers.collapsed_slice_dims) == (0,)
-        and not numbers.operand_batching_dims
-        and tuple(eqn.params["slice_sizes"]) == (1, *shape[1:])
-    )
-    if not whole_rows:
-        return None
-    columns = math.prod(shape[1:])
-    rows = eqn.outvars[0].aval.size // max(columns, 1)
-
-    def parts(constant: Array) -> Array:
-        # The same reading, of a column that numbers the rows.
-        one_column = jax.lax.GatherDimensionNumbers((), (0,), (0,))
-        entries = jax.lax.gather(
-            jnp.arange(shape[0]),
-            constant,
-            one_column,
-            slice_sizes=(1,),
-            mode=eqn.params["mode"],
-            fill_value=-1,
-        )
-        return entries.reshape(rows)
-
-    def rows_of(cotangents: Array) -> Array:
-        ends = range(cotangents.ndim - len(numbers.offset_dims), cotangents.ndim)
-        moved = jnp.moveaxis(cotangents, numbers.offset_dims, tuple(ends))
-        return moved.reshape(1, rows, columns)
-
-    return other, parts, rows_of, (1, rows, shape[0], columns)
-
-
-_KINDS: dict[str, Callable[[Any, int], Any]] = {
-    "dot_general": _dense,
-    "conv_general_dilated": _convolution,
-    "gather": _table,
-}
+    return Cut(leaf, apply, _read(other, known), output, kind), chain

@@ -1,8 +1,10 @@
+# Longer than most: each way has its own order of passes and products.
 """The gramian of K losses from their linear function, without keeping K gradients.
 
 At one point of the parameters the losses' tangents are a linear function J of the
 parameters' tangents, and the gramian of the gradients is J J^T. There are several ways
-to compute it. Each leaves only the K x K result, or its diagonal, in memory.
+to compute it. Each leaves only the K x K result, or its diagonal, in memory. If no way
+is asked for, no gradients are made where cotangents and activations do for less.
 """
 
 import functools
@@ -133,7 +135,7 @@ def _fits(program: _cuts.Program, num_terms: int, shared: list[bool] | None) -> 
     if not program.cuts or num_terms <= _passes.MAX_UNROLLED:
         return bool(program.cuts)
     kept, _ = _split(program, program.inputs, shared)
-    cut = sum(math.prod(one.sizes) // one.sizes[1] for one in program.cuts)
+    cut = sum(math.prod(one.kind.sizes) // one.kind.sizes[1] for one in program.cuts)
     return num_terms * sum(leaf.size for leaf in kept) <= cut
 
 

@@ -48,7 +48,8 @@ def row_problem(
     _inputs.check_parameters(params, "params", name)
     chosen, shares, counted = rows, None, None
     every_row_a_term = row_terms is None and row_weights is None and present is None
-    row_terms = _owners(row_terms, num_terms)
+    row_terms = jnp.arange(num_terms) if row_terms is None else row_terms
+    row_terms = _rows.integers(row_terms, name)
     num_rows = _rows.check(rows, row_terms, name)
     if not every_row_a_term:
         shares, counted = _shares(row_terms, row_weights, num_terms, present, name)
@@ -122,10 +123,6 @@ def _of_cut(cut: _cuts.Cut, constants: Any, cotangents: Array, leaf: Any) -> Arr
     return grad
 
 
-def _owners(row_terms: Any, num_terms: int) -> Any:
-    return jnp.arange(num_terms) if row_terms is None else row_terms
-
-
 def _shares(
     row_terms: Array,
     row_weights: Any,
@@ -134,7 +131,6 @@ def _shares(
     name: str,
 ) -> tuple[Array, Bool[Array, " B"]]:
     """Each row's share in each term [K, B], and which rows count."""
-    row_terms = _rows.integers(row_terms, name)
     if row_weights is not None:
         row_weights = _rows.row_weights(row_weights, len(row_terms), name)
     factors = _rows.normalized(row_terms, row_weights, num_terms, "mean")
