@@ -21,9 +21,16 @@ from jax.extend import core
 
 from multiterm_optax.gradients._cut_kinds import KINDS, Kind
 
-# Operations that move a parameter's elements without changing or repeating any.
-_VIEWS = ("transpose", "reshape", "squeeze", "expand_dims", "copy", "broadcast_in_dim")
-_CASTS = ("convert_element_type",)
+# Operations that keep a parameter's elements and repeat none, as far as sizes agree.
+_VIEWS = (
+    "broadcast_in_dim",
+    "convert_element_type",
+    "copy",
+    "expand_dims",
+    "reshape",
+    "squeeze",
+    "transpose",
+)
 _CALLS = ("jit", "pjit", "closed_call", "core_call")
 
 
@@ -216,3 +223,10 @@ def _cut(
     end = eqn.outvars[0].aval
     output = jax.ShapeDtypeStruct(end.shape, end.dtype)
     return Cut(leaf, apply, _read(other, known), output, kind), chain
+
+
+def _is_view(eqn: Any) -> bool:
+    if eqn.primitive.name not in _VIEWS or len(eqn.invars) != 1:
+        return False
+    before, after = eqn.invars[0].aval, eqn.outvars[0].aval
+    return before.size == after.size and jnp.issubdtype(after.dtype, jnp.floating)
