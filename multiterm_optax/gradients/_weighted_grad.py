@@ -62,9 +62,8 @@ def value_and_weighted_grad(
 
     where the rows of J are the gradients of the K losses and w is held constant. Up to
     rounding the result is that of :func:`multiterm_optax.reweight` and
-    :func:`multiterm_optax.sum_terms`, but K gradients are never kept at once: their
-    backward passes leave dot products only, and one more backward pass computes g. With
-    a weighting that reads losses only, that is the one backward pass.
+    :func:`multiterm_optax.sum_terms`, but K gradients are never kept at once, and one
+    more backward pass computes g: the only one, if the weighting reads losses only.
 
     Args:
       losses_fn: As in :func:`multiterm_optax.value_and_term_grads`. With ``present``
@@ -72,10 +71,10 @@ def value_and_weighted_grad(
       weighting: What finds the weights, such as :func:`multiterm_optax.mgda`.
       argnums: Positional argument of ``losses_fn``, or arguments, to differentiate.
       has_aux: Whether ``losses_fn`` returns ``(losses, aux)``.
-      gramian: How the dot products are found. ``"leaf"``: from unrolled backward
-        passes, leaf by leaf. ``"stack"``: from batched passes. ``"forward"``: in a loop
-        of backward and forward derivatives, with the least memory. ``None``: chosen by
-        the number of terms and the program.
+      gramian: How the dot products are found. ``None``: from activations and the
+        losses' derivatives at the layers' outputs where that costs less, else from K
+        gradients. ``"leaf"``, ``"stack"``, ``"forward"``: always from K gradients, see
+        the page on weights first. ``"rows"``: for row losses; see below.
       every: n, a static int: the weights are found in the first of n steps and held in
         the others, which take one backward pass.
       shared: The parameters that the terms share, as booleans: a tree like the
@@ -89,6 +88,10 @@ def value_and_weighted_grad(
       ``losses_fn`` and the extra arguments that the weighting reads. It returns
       ``(losses, grads, state)``, or ``((losses, aux), grads, state)`` with ``has_aux``.
       ``grads`` looks like the parameters, [\*p], for any Optax optimizer.
+
+      With ``gramian="rows"`` it takes ``(state, params, rows, *args, row_terms=None,
+      row_weights=None)`` as :func:`value_and_row_grads`, each row a term by default.
+      Every row is computed alone, see :func:`check_row_losses`.
 
     Raises:
       TypeError: ``weighting``, ``every``, ``shared`` or the state is something else, or
