@@ -1,3 +1,4 @@
+# Longer than most: rows have owners and weights, and may be absent.
 """Losses, gramian and weighted gradients of terms that own their rows of a batch.
 
 Every row goes through the model alone, under ``jax.vmap``, so that no row can touch
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from multiterm_optax import _products, _terms
+from multiterm_optax import _products, _shardings, _terms
 from multiterm_optax._typing import Gramian, Weights
 from multiterm_optax.gradients import _cut_products, _cuts, _inputs, _rows
 
@@ -51,6 +52,7 @@ def row_problem(
     row_terms = jnp.arange(num_terms) if row_terms is None else row_terms
     row_terms = _rows.integers(row_terms, name)
     num_rows = _rows.check(rows, row_terms, name)
+    _check_axes((params, rows), name)
     if not every_row_a_term:
         shares, counted = _shares(row_terms, row_weights, num_terms, present, name)
         # A row that does not count may hold anything, also NaN: another is computed.
@@ -72,7 +74,9 @@ def row_problem(
         program = _cuts.find(linear, (params,), _cut_products.worth_by_row)
         transposed = jax.linear_transpose(program.rest, *program.inputs)
         found = transposed(jnp.ones_like(loss))
-        cuts[:], kept[:] = program.cuts, program.kept
+        # What is left of this trace is returned; the rest is the same for all rows.
+        cuts[:] = [cut._replace(constant=None) for cut in program.cuts]
+        kept[:] = program.kept
         number = len(kept)
         constants = [cut.constant for cut in program.cuts]
         return loss, found[:number], found[number:], constants
@@ -111,6 +115,16 @@ def row_problem(
     if shares is not None:
         losses = jnp.dot(shares, losses, precision="highest").astype(losses.dtype)
     return RowProblem(losses, gramian, pullback)
+
+
+def _check_axes(tree: Any, name: str) -> None:
+    """Refuses arrays whose products would each need a sharding of their own."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array) and any(_shardings.spec(leaf)):
+            raise ValueError(
+                f"{name}: gramian='rows' takes arrays on automatic mesh axes only, "
+                f"found {jax.typeof(leaf)}."
+            )
 
 
 def _of_cut(cut: _cuts.Cut, constants: Any, cotangents: Array, leaf: Any) -> Array:
