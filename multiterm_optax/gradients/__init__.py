@@ -9,6 +9,9 @@ first, and the result is the gradient of the weighted sum, ``[*p]``.
 from multiterm_optax.gradients._check_row_losses import (
     check_row_losses as check_row_losses,
 )
+from multiterm_optax.gradients._feature_grad import (
+    value_and_feature_grad as value_and_feature_grad,
+)
 from multiterm_optax.gradients._row_grads import (
     value_and_row_grads as value_and_row_grads,
 )

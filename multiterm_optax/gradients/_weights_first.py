@@ -157,6 +157,11 @@ def weights_first(
     return WeightedGrad(init, update)
 
 
+def own_arguments(weighting: Weighting) -> tuple[str, ...]:
+    """The keyword arguments of ``update`` that ``losses_fn`` is not given."""
+    return ("present", *_weighting.extra_arguments(weighting))
+
+
 def _both(present: Bool[Array, " K"], ndim: int) -> jax.Array:
     """Which weights, [K] or [K, K], belong to present terms only."""
     return present if ndim == 1 else present[:, None] & present[None, :]

@@ -272,7 +272,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_named(case):
+def test_bad_input_is_named(own_errors, case):
     call, error, words = BAD[case]
     with pytest.raises(error) as info:
         call()
