@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from multiterm_optax.gradients import _programs
 from multiterm_optax.gradients._cut_kinds import KINDS, Kind
 
 # Operations that keep a parameter's elements and repeat none, as far as sizes agree.
@@ -31,7 +32,6 @@ _VIEWS = (
     "squeeze",
     "transpose",
 )
-_CALLS = ("jit", "pjit", "closed_call", "core_call")
 
 
 class Cut(NamedTuple):
@@ -72,125 +72,50 @@ class Program(NamedTuple):
 def find(
     linear: Callable[..., Any],
     primals: tuple[Any, ...],
-    worth: Callable[[Cut], bool],
-    include: list[bool] | None = None,
+    worth: Callable[[Cut], bool] | None,
 ) -> Program:
-    """Cuts ``linear`` wherever that is possible and ``worth`` it.
-
-    ``include`` says which leaves of ``primals`` may be cut; None: all of them.
-    """
+    """Cuts ``linear`` wherever that is possible and ``worth`` it; None: nowhere."""
     leaves, structure = jax.tree.flatten(primals)
-    shapes = jax.eval_shape(linear, *primals)
-    outer = jax.make_jaxpr(lambda *flat: linear(*structure.unflatten(flat)))(*leaves)
-    closed = jax.make_jaxpr(lambda *flat: _inlined(outer, flat))(*leaves)
-    jaxpr = closed.jaxpr
-    uncut = Program(
+    whole = Program(
         lambda *flat: linear(*structure.unflatten(flat)),
         tuple(leaves),
         list(range(len(leaves))),
         [],
     )
-    if jaxpr.effects or any(map(_is_placed, (*jaxpr.constvars, *jaxpr.invars))):
-        return uncut
-    known, equations = _known(closed)
+    if worth is None:
+        return whole
+    program = _programs.flatten(linear, primals)
+    if not program.open:
+        return whole
+    known, equations = program.known, program.equations
     uses = defaultdict(list)
     for eqn in equations:
         for var in eqn.invars:
             if not isinstance(var, core.Literal):
                 uses[var].append(eqn)
-    for var in jaxpr.outvars:
+    for var in program.outputs:
         if not isinstance(var, core.Literal):
             uses[var].append(None)
 
     cuts, ends, gone = [], [], set()
-    for leaf, var in enumerate(jaxpr.invars):
-        found = None
-        if include is None or include[leaf]:
-            found = _cut(leaf, var, uses, known)
+    for leaf, var in enumerate(program.inputs):
+        found = _cut(leaf, var, uses, known)
         if found is not None and worth(found[0]):
             cuts.append(found[0])
             ends.append(found[1][-1].outvars[0])
             gone.update(map(id, found[1]))
     if not cuts:
-        return uncut
+        return whole
     cut = {one.leaf for one in cuts}
     kept = [leaf for leaf in range(len(leaves)) if leaf not in cut]
-    inputs = [jaxpr.invars[leaf] for leaf in kept] + ends
-    outputs = jax.tree.structure(shapes)
+    inputs = [program.inputs[leaf] for leaf in kept] + ends
     remaining = [eqn for eqn in equations if id(eqn) not in gone]
 
     def rest(*tangents: Any) -> Any:
-        env = dict(zip(inputs, tangents, strict=True))
-        for eqn in remaining:
-            _run(eqn, env, known)
-        return outputs.unflatten([_read(var, env, known) for var in jaxpr.outvars])
+        return program.run(remaining, dict(zip(inputs, tangents, strict=True)))
 
     given = tuple(leaves[leaf] for leaf in kept)
     return Program(rest, (*given, *(one.output for one in cuts)), kept, cuts)
-
-
-def _inlined(closed: Any, args: Any) -> list[Any]:
-    """Runs a program with the calls in it opened, so that one sees their operations."""
-    jaxpr, env = closed.jaxpr, {}
-    env.update(zip(jaxpr.constvars, closed.consts, strict=True))
-    env.update(zip(jaxpr.invars, args, strict=True))
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name in _CALLS and _is_plain(eqn):
-            inner = eqn.params.get("jaxpr") or eqn.params["call_jaxpr"]
-            values = [_read(var, env) for var in eqn.invars]
-            env.update(zip(eqn.outvars, _inlined(inner, values), strict=True))
-        else:
-            _run(eqn, env)
-    return [_read(var, env) for var in jaxpr.outvars]
-
-
-def _is_plain(eqn: Any) -> bool:
-    """Whether a call says nothing about devices."""
-    inner = eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")
-    shardings = (
-        *eqn.params.get("in_shardings", ()),
-        *eqn.params.get("out_shardings", ()),
-    )
-    return hasattr(inner, "consts") and all(
-        type(one).__name__ == "UnspecifiedValue" for one in shardings
-    )
-
-
-def _is_placed(var: Any) -> bool:
-    """Whether the type of a variable says how it lies over devices."""
-    spec = getattr(getattr(var.aval, "sharding", None), "spec", ())
-    return any(spec) or bool(getattr(var.aval, "vma", ()))
-
-
-def _known(closed: Any) -> tuple[dict[Any, Any], list[Any]]:
-    """The values that no input enters, and the operations that are left."""
-    known = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
-    left = []
-    for eqn in closed.jaxpr.eqns:
-        if all(_has(var, known) for var in eqn.invars):
-            _run(eqn, known)
-        else:
-            left.append(eqn)
-    return known, left
-
-
-def _read(var: Any, *environments: dict[Any, Any]) -> Any:
-    if isinstance(var, core.Literal):
-        return var.val
-    return next(env[var] for env in environments if var in env)
-
-
-def _has(var: Any, env: dict[Any, Any]) -> bool:
-    return isinstance(var, core.Literal) or var in env
-
-
-def _run(eqn: Any, env: dict[Any, Any], *others: dict[Any, Any]) -> None:
-    values = [_read(var, env, *others) for var in eqn.invars]
-    params = eqn.primitive.get_bind_params(eqn.params)
-    with eqn.ctx.manager:
-        found = eqn.primitive.bind(*values, **params)
-    found = found if eqn.primitive.multiple_results else [found]
-    env.update(zip(eqn.outvars, found, strict=True))
 
 
 def _cut(
@@ -208,7 +133,7 @@ def _cut(
         (var,) = eqn.outvars
     describe = KINDS.get(eqn.primitive.name)
     kind = describe and describe(eqn, eqn.invars.index(var))
-    if kind is None or not _has(kind.other, known):
+    if kind is None or not _programs.has(kind.other, known):
         return None
     other = kind.other
 
@@ -217,12 +142,12 @@ def _cut(
         if not isinstance(other, core.Literal):
             env[other] = constant
         for one in chain:
-            _run(one, env)
+            _programs.run(one, env)
         return env[chain[-1].outvars[0]]
 
     end = eqn.outvars[0].aval
     output = jax.ShapeDtypeStruct(end.shape, end.dtype)
-    return Cut(leaf, apply, _read(other, known), output, kind), chain
+    return Cut(leaf, apply, _programs.read(other, known), output, kind), chain
 
 
 def _is_view(eqn: Any) -> bool:

@@ -84,6 +84,7 @@ def value_and_feature_grad(
         gramian=gramian,
         every=every,
         shared=(True, False),
+        measured=None,
         name=name,
     )
     own = _weights_first.own_arguments(weighting)

@@ -21,6 +21,7 @@ def value_and_weighted_grad(
     gramian: _weights_first.Way | None = None,
     every: int = 1,
     shared: Any = None,
+    measured: Any = None,
 ) -> WeightedGrad:
     r"""Losses and the gradient of their weighted sum, the weights found first.
 
@@ -37,19 +38,21 @@ def value_and_weighted_grad(
     Args:
       losses_fn: As in :func:`multiterm_optax.value_and_term_grads`. With ``present``
         it must not compute with missing values, such as NaN labels.
-      weighting: What finds the weights, such as :func:`multiterm_optax.mgda`.
+      weighting: What finds the weights.
       argnums: Positional argument of ``losses_fn``, or arguments, to differentiate.
       has_aux: Whether ``losses_fn`` returns ``(losses, aux)``.
-      gramian: How the dot products are found. ``None``: from activations and the
-        losses' derivatives at the layers' outputs where that costs less, else from K
-        gradients. ``"leaf"``, ``"stack"``, ``"forward"``: always from K gradients, see
-        the page on weights first. ``"rows"``: for row losses; see below.
+      gramian: How the dot products are found. ``None``: from activations and
+        derivatives at the layers' outputs where that costs less than K gradients.
+        ``"leaf"``, ``"stack"``, ``"forward"``: always from K gradients. ``"rows"``: for
+        row losses, see below.
       every: n, a static int: the weights are found in the first of n steps and held in
         the others, which take one backward pass.
       shared: The parameters that the terms share, as booleans: a tree like the
         gradients, a prefix of it, or a function from what is differentiated to one.
         Only they enter the gramian and receive the weighted gradient; the others, such
         as a term's own head, receive that of the plain sum. ``None``: all are shared.
+      measured: The parameters that enter the gramian, if not the shared ones, in the
+        same form: the last layer, say. The K passes end there.
 
     Returns:
       A :class:`multiterm_optax.gradients.WeightedGrad`. ``init(num_terms)`` makes the
@@ -57,17 +60,15 @@ def value_and_weighted_grad(
       ``losses_fn`` and the extra arguments that the weighting reads. It returns
       ``(losses, grads, state)``, or ``((losses, aux), grads, state)`` with ``has_aux``.
       ``grads`` looks like the parameters, [\*p], for any Optax optimizer.
-
       With ``gramian="rows"`` it takes ``(state, params, rows, *args, row_terms=None,
-      row_weights=None)`` as :func:`value_and_row_grads`, each row a term by default.
-      Every row is computed alone, see :func:`check_row_losses`.
+      row_weights=None)`` as :func:`value_and_row_grads`, each row a term by default,
+      computed alone: see :func:`check_row_losses`.
 
     Raises:
-      TypeError: ``weighting``, ``every``, ``shared`` or the state is something else, or
-        a loss or parameter is not real floating point.
-      ValueError: ``every`` is below 1, ``gramian`` is not a choice or not possible,
-        ``shared`` or ``present`` does not fit, or the number of losses is not
-        ``num_terms``.
+      TypeError: An argument is of another kind, or a loss or parameter is not real
+        floating point.
+      ValueError: ``every`` is below 1, ``gramian`` is not possible, or ``shared``,
+        ``measured``, ``present`` or the number of losses does not fit.
 
     Example:
       >>> import jax.numpy as jnp
@@ -90,5 +91,6 @@ def value_and_weighted_grad(
         gramian,
         every,
         shared,
+        measured,
         "value_and_weighted_grad",
     )

@@ -53,6 +53,7 @@ def weights_first(
     gramian: Way | None,
     every: int,
     shared: Any,
+    measured: Any,
     name: str,
 ) -> WeightedGrad:
     """The pair of functions, with the arguments of :func:`value_and_weighted_grad`."""
@@ -99,16 +100,19 @@ def weights_first(
         losses, primals = problem.losses, problem.primals
         several = isinstance(argnums, Sequence)
         named = primals if several else primals[0]
-        trunk = None if shared is None else _broadcast(shared, named, name)
+        trunk = None if shared is None else _broadcast(shared, named, "shared", name)
+        counted = trunk
+        if measured is not None:
+            counted = _broadcast(measured, named, "measured", name)
         vector: Any = _checks.losses(losses, name, num_terms, needed=True)
         vector = _terms.only_present(present, vector)
 
         def find() -> tuple[jax.Array, Any]:
             products = None
             if weighting.reads_gramian:
-                products = problem.gramian(trunk)
+                products = problem.gramian(counted)
             elif weighting.reads_norms:
-                products = problem.squared_norms(trunk)
+                products = problem.squared_norms(counted)
             weights, inner = _weighting.weights_from(
                 weighting,
                 *jax.lax.stop_gradient((products, state.weighting, vector)),
@@ -176,18 +180,18 @@ def _check_state(state: Any, name: str) -> None:
         )
 
 
-def _broadcast(shared: Any, tree: Any, name: str) -> list[bool]:
+def _broadcast(flags: Any, tree: Any, argument: str, name: str) -> list[bool]:
     """One boolean for each leaf of what is differentiated."""
-    named = shared(tree) if callable(shared) else shared
+    named = flags(tree) if callable(flags) else flags
     full = _checks.for_each_leaf(
-        named, tree, "shared", name, holds="booleans", like="gradients"
+        named, tree, argument, name, holds="booleans", like="gradients"
     )
-    flags = jax.tree.leaves(full)
-    for flag in flags:
+    found = jax.tree.leaves(full)
+    for flag in found:
         if not isinstance(flag, bool):
-            raise TypeError(f"{name}: shared must hold booleans, found {flag!r}.")
-    if not any(flags):
+            raise TypeError(f"{name}: {argument} must hold booleans, found {flag!r}.")
+    if not any(found):
         raise ValueError(
-            f"{name}: shared must name at least one parameter, found none."
+            f"{name}: {argument} must name at least one parameter, found none."
         )
-    return flags
+    return found
