@@ -1,3 +1,4 @@
+# Longer than most: terms share rows or own them.
 """Dot products of gradients from what a cut holds, often without the gradients.
 
 With X the constant operand as a matrix [R, n] and D_k the cotangents [R, m] of term k,
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from multiterm_optax import _products, _terms
-from multiterm_optax._typing import Gramian
+from multiterm_optax._typing import Gramian, Norms
 from multiterm_optax.gradients._cuts import Cut
 
 # A cut that saves fewer multiplications is not worth its operations.
@@ -78,8 +79,12 @@ def gramian(cut: Cut, cotangents: Array) -> Gramian:
     return (found + found.T) / 2
 
 
-def _squares(parts: Iterable[Array]) -> Array:
-    """The sum of X X^T over the parts of X."""
+def _squares(parts: Iterable[Array], table: bool = False) -> Array:
+    """The sum of X X^T over the parts of X; in a table, which entries are the same."""
+    if table:
+        (entries,) = parts
+        same = (entries == entries.swapaxes(1, 2)) & (entries >= 0)
+        return same.astype(jnp.float32)
     return functools.reduce(jnp.add, map(_square, parts))
 
 
@@ -109,21 +114,43 @@ def worth_by_row(cut: Cut) -> bool:
 def gramian_by_row(cut: Cut, constants: Any, cotangents: Array) -> Gramian:
     """The part [B, B] of one cut, with constants and cotangents [B, ...]."""
     num_rows = len(cotangents)
-    parts = jax.vmap(cut.kind.parts)(constants)
-    own = _wide(jax.vmap(cut.kind.rows_of)(cotangents))
-    if cut.kind.table:
-        same = parts.reshape(1, -1, 1)
-        square = ((same == same.swapaxes(1, 2)) & (same >= 0)).astype(own.dtype)
+    parts, own = _by_row(cut, constants, cotangents)
+    if cut.kind.table or _pairs_are_cheaper(cut, num_rows):
+        square = _squares(map(_by_product, parts), cut.kind.table)
         return _sum_of_pairs(square, own)
-    _, rows, width, columns = cut.kind.sizes
-    pairs = num_rows * rows**2 * (width + columns)
-    if pairs < (rows + num_rows) * width * columns:
-        return _sum_of_pairs(_squares(map(_by_product, parts)), own)
     total = jnp.zeros((num_rows, num_rows), own.dtype)
     for part in parts:
-        grads = jnp.einsum("kbrn,kbrm->kbnm", _wide(part), own, precision="highest")
-        total = total + _products.gramian(grads, num_terms=num_rows)
+        total = total + _products.gramian(_gradients(part, own), num_terms=num_rows)
     return total
+
+
+def squared_norms_by_row(cut: Cut, constants: Any, cotangents: Array) -> Norms:
+    """The diagonal [B] of :func:`gramian_by_row`."""
+    parts, own = _by_row(cut, constants, cotangents)
+    if cut.kind.table or _pairs_are_cheaper(cut, 1):
+        square = jax.vmap(lambda one: _squares(one, cut.kind.table))(parts)
+        return jnp.sum(square * jax.vmap(_square)(own), axis=(1, 2, 3))
+    norms = [_terms.squared_norms(_gradients(part, own)) for part in parts]
+    return functools.reduce(jnp.add, norms)
+
+
+def _by_row(cut: Cut, constants: Any, cotangents: Array) -> tuple[list[Array], Array]:
+    """X in parts [B, b, R, n_i], and the cotangents [B, b, R, m]."""
+    parts = jax.vmap(cut.kind.parts)(constants)
+    if cut.kind.table:
+        parts = [parts[:, None, :, None]]
+    return parts, _wide(jax.vmap(cut.kind.rows_of)(cotangents))
+
+
+def _pairs_are_cheaper(cut: Cut, num_rows: int) -> bool:
+    """Whether products of pairs of positions cost less than the gradients do."""
+    _, rows, width, columns = cut.kind.sizes
+    pairs = num_rows * rows**2 * (width + columns)
+    return pairs < (rows + num_rows) * width * columns
+
+
+def _gradients(part: Array, cotangents: Array) -> Array:
+    return jnp.einsum("kbrn,kbrm->kbnm", _wide(part), cotangents, precision="highest")
 
 
 def _sum_of_pairs(square: Array, cotangents: Array) -> Gramian:

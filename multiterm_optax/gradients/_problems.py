@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from multiterm_optax._typing import Gramian, LossesFn, Norms, Weights
@@ -88,6 +87,6 @@ def of_rows(
         None,
         args[:1],
         rows.gramian,
-        lambda shared: jnp.diagonal(rows.gramian(shared)),
+        rows.squared_norms,
         lambda weights: (rows.pullback(weights),),
     )

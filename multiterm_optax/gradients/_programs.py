@@ -1,3 +1,4 @@
+# Longer than most: it opens programs and runs parts of them.
 """Linear programs, opened so that one sees which operations they are made of."""
 
 from collections.abc import Callable

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from multiterm_optax import _products, _shardings, _terms
-from multiterm_optax._typing import Gramian, Weights
+from multiterm_optax._typing import Gramian, Norms, Weights
 from multiterm_optax.gradients import _cut_products, _cuts, _inputs, _rows
 
 
@@ -25,11 +25,13 @@ class RowProblem(NamedTuple):
     Attributes:
       losses: The losses of the terms [K].
       gramian: Their gramian [K, K]. With ``shared``, of the leaves that are true there.
+      squared_norms: Its diagonal [K].
       pullback: From weights [K] to the gradient of the weighted sum.
     """
 
     losses: Array
     gramian: Callable[[list[bool] | None], Gramian]
+    squared_norms: Callable[[list[bool] | None], Norms]
     pullback: Callable[[Weights], Any]
 
 
@@ -86,35 +88,49 @@ def row_problem(
         lambda leaf: _terms.only_present(counted, leaf), (losses, grads, cotangents)
     )
 
+    def over_leaves(whole: Callable[..., Any], one_cut: Callable[..., Any]) -> Any:
+        def total(shared: list[bool] | None) -> Any:
+            counts = [True] * len(leaves) if shared is None else shared
+            found = [one for leaf, one in zip(kept, grads, strict=True) if counts[leaf]]
+            total = whole(*found, num_terms=num_rows)
+            for cut, *arrays in zip(cuts, constants, cotangents, strict=True):
+                if counts[cut.leaf]:
+                    total = total + one_cut(cut, *arrays)
+            return total
+
+        return total
+
+    of_rows = over_leaves(_products.gramian, _cut_products.gramian_by_row)
+
     def gramian(shared: list[bool] | None) -> Gramian:
-        counts = [True] * len(leaves) if shared is None else shared
-        whole = [grad for leaf, grad in zip(kept, grads, strict=True) if counts[leaf]]
-        total = _products.gramian(*whole, num_terms=num_rows)
-        for cut, constant, cotangent in zip(cuts, constants, cotangents, strict=True):
-            if counts[cut.leaf]:
-                part = _cut_products.gramian_by_row(cut, constant, cotangent)
-                total = total + part
+        total = of_rows(shared)
         if shares is None:
             return total
         wide = shares.astype(total.dtype)
         return jnp.einsum("kb,bc,lc->kl", wide, total, wide, precision="highest")
 
-    def pullback(weights: Weights) -> Any:
-        of_rows = weights
+    def squared_norms(shared: list[bool] | None) -> Norms:
         if shares is not None:
-            of_rows = jnp.dot(weights, shares, precision="highest")
+            return jnp.diagonal(gramian(shared))
+        of_rows = _cut_products.squared_norms_by_row
+        return over_leaves(_products.squared_norms, of_rows)(shared)
+
+    def pullback(weights: Weights) -> Any:
+        factors = weights
+        if shares is not None:
+            factors = jnp.dot(weights, shares, precision="highest")
         found: list[Any] = [None] * len(leaves)
         for leaf, grad in zip(kept, grads, strict=True):
-            found[leaf] = _terms.weighted_sum(of_rows, grad)
+            found[leaf] = _terms.weighted_sum(factors, grad)
         for cut, constant, cotangent in zip(cuts, constants, cotangents, strict=True):
             found[cut.leaf] = _of_cut(
-                cut, constant, _terms.scale(of_rows, cotangent), leaves[cut.leaf]
+                cut, constant, _terms.scale(factors, cotangent), leaves[cut.leaf]
             )
         return structure.unflatten(found)
 
     if shares is not None:
         losses = jnp.dot(shares, losses, precision="highest").astype(losses.dtype)
-    return RowProblem(losses, gramian, pullback)
+    return RowProblem(losses, gramian, squared_norms, pullback)
 
 
 def _check_axes(tree: Any, name: str) -> None:

@@ -14,6 +14,8 @@ from multiterm_optax import (
     value_and_row_grads,
     value_and_weighted_grad,
 )
+from multiterm_optax.gradients import _cut_products
+from multiterm_optax.gradients._row_problem import row_problem
 from tests._asserts import assert_close, assert_message, assert_same_signature
 from tests.gradients._models import MODELS, ROWS, dense
 from tests.gradients._weighted import compiled, spy
@@ -29,8 +31,7 @@ def flat(rows):
 
 def weighing(factors):
     """Given weights, and the gramian as the state."""
-    watching = spy()
-    return watching._replace(
+    return spy()._replace(
         update=lambda gramian, state, **_: (jnp.asarray(factors), gramian)
     )
 
@@ -53,18 +54,39 @@ def test_every_structure(name, record_deviation):
     @jax.jit
     def compared(params, rows):
         jacobian = jax.jacrev(row_losses)(params, rows)
-        losses, grads, state = weighted_grad.update(
-            weighted_grad.init(ROWS), params, rows
-        )
-        return losses, row_losses(params, rows), grads, state, jacobian
+        start = weighted_grad.init(ROWS)
+        losses, grads, state = weighted_grad.update(start, params, rows)
+        problem = row_problem(row_losses, ROWS, None, "", params, rows)
+        norms = problem.squared_norms(None)
+        return losses, row_losses(params, rows), grads, state, norms, jacobian
 
-    losses, expected, grads, state, jacobian = compared(params, rows)
+    losses, expected, grads, state, norms, jacobian = compared(params, rows)
+    assert_close(norms, np.diag(state.weighting), rtol=1e-12)
     assert_close(losses, expected, rtol=1e-12)
     record_deviation(
         "gramian of rows", assert_gramian(state.weighting, flat(jacobian), 1e-10)
     )
     total = jax.tree.map(lambda leaf: np.tensordot(FACTORS, leaf, 1), jacobian)
     assert_close(grads, total, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+@pytest.mark.parametrize("name", ["attention", "convolution", "ensemble"])
+@pytest.mark.usefixtures("x64")
+def test_pairs_of_positions_or_gradients(name, pairs, monkeypatch):
+    # Which of them is taken is a matter of sizes; both are right.
+    monkeypatch.setattr(_cut_products, "_pairs_are_cheaper", lambda *args: pairs)
+    params, row_losses, rows, _ = MODELS[name]()
+
+    @jax.jit
+    def compared(params, rows):
+        problem = row_problem(row_losses, ROWS, None, "", params, rows)
+        products = problem.gramian(None), problem.squared_norms(None)
+        return products, jax.jacrev(row_losses)(params, rows)
+
+    (gramian, norms), jacobian = compared(params, rows)
+    assert_gramian(gramian, flat(jacobian), 1e-10)
+    assert_close(norms, np.diag(gramian), rtol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
