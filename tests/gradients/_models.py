@@ -4,9 +4,12 @@ Each function returns ``(params, row_losses, rows, cut)``, where ``cut`` names t
 parameters that the gramian needs no gradients of.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen, nnx
 
 ROWS = 3
@@ -203,6 +206,31 @@ def flax_nnx():
     return params, row_losses, numbers(ROWS, 3, 3, 1), {"kernel"}
 
 
+def equinox():
+    eqx = pytest.importorskip("equinox")
+
+    class Net(eqx.Module):
+        conv: Any
+        norm: Any
+        mlp: Any
+
+        def __init__(self, key):
+            self.conv = eqx.nn.Conv1d(2, 3, 2, key=key, dtype=float)
+            self.norm = eqx.nn.LayerNorm(3, dtype=float)
+            self.mlp = eqx.nn.MLP(3, 2, 4, 1, jax.nn.gelu, key=key, dtype=float)
+
+        def __call__(self, x):
+            x = jax.vmap(self.norm)(self.conv(x).T)
+            return jnp.sum(self.mlp(x.mean(axis=0)) ** 2)
+
+    params, static = eqx.partition(Net(jax.random.key(0)), eqx.is_inexact_array)
+
+    def row_losses(p, x):
+        return jax.vmap(eqx.combine(p, static))(x)
+
+    return params, row_losses, numbers(ROWS, 2, 5), {"weight"}
+
+
 MODELS = {
     make.__name__: make
     for make in (
@@ -220,6 +248,7 @@ MODELS = {
         other_uses,
         flax_linen,
         flax_nnx,
+        equinox,
     )
 }
 
