@@ -86,6 +86,26 @@ def test_float32(num_terms, record_deviation):
     np.testing.assert_array_equal(found, found.T)
 
 
+@pytest.mark.parametrize("name", ["attention", "ensemble", "dense"])
+@pytest.mark.usefixtures("x64", "every_cut")
+def test_many_terms(name):
+    # In a batch, or in a loop where jaxlib 0.10 gets batched products wrong.
+    params, row_losses, rows, _ = MODELS[name]()
+    mixing = np.random.default_rng(0).normal(size=(17, len(rows)))
+    losses_fn = lambda p, rows: mixing @ row_losses(p, rows)  # noqa: E731
+
+    @jax.jit
+    def compared(params, rows):
+        losses, linear = jax.linearize(lambda p: losses_fn(p, rows), params)
+        program = _cuts.find(linear, (params,), lambda cut: True)
+        assert _gramian._fits(program, 17) == (name != "dense")
+        gramian = _gramian._of_cuts(program, losses, 17)
+        return gramian, jax.jacrev(losses_fn)(params, rows)
+
+    gramian, jacobian = compared(params, rows)
+    assert apart(gramian, flat(jacobian) @ flat(jacobian).T) < 1e-12
+
+
 @pytest.mark.usefixtures("every_cut")
 def test_half_precision_is_accumulated_wide():
     layers, x = network(16, 2), np.ones((4, 16), np.float32)

@@ -163,6 +163,30 @@ def test_shared_norms_and_held_weights():
     assert_close(grads["v"], jacobian["v"].sum(0), rtol=1e-9)
 
 
+@pytest.mark.usefixtures("x64")
+def test_weights_are_constants_to_a_derivative():
+    params, row_losses, rows, _ = dense()
+    weighted_grad = value_and_weighted_grad(row_losses, mgda(), gramian="rows")
+    along = jax.tree.map(np.ones_like, params)
+
+    def found(p):
+        return weighted_grad.update(weighted_grad.init(ROWS), p, rows)[1]
+
+    @jax.jit
+    def derivatives(params):
+        weights = weighted_grad.update(weighted_grad.init(ROWS), params, rows)[
+            2
+        ].weights
+        expected = jax.grad(lambda p: jnp.dot(weights, row_losses(p, rows)))
+        inner = jax.grad(lambda p: optax.tree.vdot(found(p), along))(params)
+        tangents = [jax.jvp(f, (params,), (along,))[1] for f in (found, expected)]
+        return tangents, inner
+
+    (tangent, expected), inner = derivatives(params)
+    assert_close(tangent, expected, rtol=1e-9, atol=1e-10)
+    assert_close(inner, expected, rtol=1e-9, atol=1e-10)
+
+
 # What it costs.
 
 
