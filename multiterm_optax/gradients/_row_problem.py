@@ -49,14 +49,15 @@ def row_problem(
 ) -> RowProblem:
     """Differentiates each row's loss by itself."""
     _inputs.check_parameters(params, "params", name)
-    chosen, shares, counted = rows, None, None
+    chosen, owners, counted = rows, None, None
     every_row_a_term = row_terms is None and row_weights is None and present is None
     row_terms = jnp.arange(num_terms) if row_terms is None else row_terms
     row_terms = _rows.integers(row_terms, name)
     num_rows = _rows.check(rows, row_terms, name)
     _check_axes((params, rows), name)
     if not every_row_a_term:
-        shares, counted = _shares(row_terms, row_weights, num_terms, present, name)
+        owners = _owners(row_terms, row_weights, num_terms, present, name)
+        counted = owners.counted
         # A row that does not count may hold anything, also NaN: another is computed.
         index = jnp.where(counted, jnp.arange(num_rows), jnp.argmax(counted))
         chosen = jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], rows)
@@ -104,21 +105,16 @@ def row_problem(
 
     def gramian(shared: list[bool] | None) -> Gramian:
         total = of_rows(shared)
-        if shares is None:
-            return total
-        wide = shares.astype(total.dtype)
-        return jnp.einsum("kb,bc,lc->kl", wide, total, wide, precision="highest")
+        return total if owners is None else owners.sum(owners.sum(total).T)
 
     def squared_norms(shared: list[bool] | None) -> Norms:
-        if shares is not None:
+        if owners is not None:
             return jnp.diagonal(gramian(shared))
         of_rows = _cut_products.squared_norms_by_row
         return over_leaves(_products.squared_norms, of_rows)(shared)
 
     def pullback(weights: Weights) -> Any:
-        factors = weights
-        if shares is not None:
-            factors = jnp.dot(weights, shares, precision="highest")
+        factors = weights if owners is None else owners.spread(weights)
         found: list[Any] = [None] * len(leaves)
         for leaf, grad in zip(kept, grads, strict=True):
             found[leaf] = _terms.weighted_sum(factors, grad)
@@ -126,10 +122,15 @@ def row_problem(
             found[cut.leaf] = _of_cut(
                 cut, constant, _terms.scale(factors, cotangent), leaves[cut.leaf]
             )
+        if owners is not None:  # without any row that counts, all are as they came
+            some = jnp.any(owners.counted)
+            found = [jnp.where(some, leaf, 0) for leaf in found]
         return structure.unflatten(found)
 
-    if shares is not None:
-        losses = jnp.dot(shares, losses, precision="highest").astype(losses.dtype)
+    if owners is not None:
+        # A number that names no term is a mistake, which must not pass silently.
+        mistaken = jnp.any(row_terms >= num_terms)
+        losses = jnp.where(mistaken, jnp.nan, owners.sum(losses))
     return RowProblem(losses, gramian, squared_norms, pullback)
 
 
@@ -153,22 +154,46 @@ def _of_cut(cut: _cuts.Cut, constants: Any, cotangents: Array, leaf: Any) -> Arr
     return grad
 
 
-def _shares(
+class _Owners(NamedTuple):
+    """Sums over the rows of each term; what is not finite stays in its own term.
+
+    Attributes:
+      num_terms: K.
+      counted: Which rows count [B].
+      terms: The terms that own them [B], or K for none.
+      factors: The factor of each row's loss in its term's loss [B].
+    """
+
+    num_terms: int
+    counted: Bool[Array, " B"]
+    terms: Array
+    factors: Array
+
+    def sum(self, values: Array) -> Array:
+        """From [B, ...] to [K, ...]."""
+        factors = self.factors.reshape(-1, *(1,) * (values.ndim - 1))
+        zeros = jnp.zeros((self.num_terms, *values.shape[1:]), values.dtype)
+        scaled = (factors * values).astype(values.dtype)
+        return zeros.at[self.terms].add(scaled, mode="drop")
+
+    def spread(self, weights: Weights) -> Array:
+        """From weights [K] of the terms to those of the rows, [B]."""
+        given = weights.at[self.terms].get(mode="fill", fill_value=0)
+        return self.factors * given
+
+
+def _owners(
     row_terms: Array,
     row_weights: Any,
     num_terms: int,
     present: Bool[Array, " K"] | None,
     name: str,
-) -> tuple[Array, Bool[Array, " B"]]:
-    """Each row's share in each term [K, B], and which rows count."""
+) -> _Owners:
     if row_weights is not None:
         row_weights = _rows.row_weights(row_weights, len(row_terms), name)
     factors = _rows.normalized(row_terms, row_weights, num_terms, "mean")
     counted = (row_terms >= 0) & (factors != 0)
     if present is not None:
         counted = counted & present[jnp.clip(row_terms, 0, num_terms - 1)]
-    owned = row_terms[None, :] == jnp.arange(num_terms)[:, None]
-    shares = jnp.where(owned & counted[None, :], factors[None, :], 0)
-    # A number that names no term is a mistake, which must not pass silently.
-    mistaken = jnp.any(row_terms >= num_terms)
-    return jnp.where(mistaken, jnp.nan, shares), counted
+    terms = jnp.where(counted, row_terms, num_terms)
+    return _Owners(num_terms, counted, terms, jnp.where(counted, factors, 0))

@@ -127,6 +127,18 @@ def test_a_number_that_names_no_term():
     assert np.isnan(losses).all()
 
 
+def test_what_is_not_finite_stays_in_its_term():
+    params, row_losses, rows, _ = dense()
+    weighted_grad = value_and_weighted_grad(row_losses, spy(), gramian="rows")
+    broken = np.array(rows)
+    broken[1] = np.nan
+    losses, _, state = jax.jit(weighted_grad.update)(
+        weighted_grad.init(2), params, broken, row_terms=OWNERS
+    )
+    assert np.isnan(losses).tolist() == [True, False]
+    assert np.isnan(state.weighting).tolist() == [[True, True], [True, False]]
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_absent_rows_may_hold_anything(bad):
     params, row_losses, rows, _ = dense()
@@ -139,7 +151,7 @@ def test_absent_rows_may_hold_anything(bad):
     smaller = update(weighted_grad.init(2), params, rows[1:])
     assert_close(found[0], np.append(0, smaller[0]), rtol=1e-5)
     assert_close(found[1], smaller[1], rtol=1e-4, atol=1e-5)
-    nothing = update(weighted_grad.init(3), params, rows, present=np.zeros(3, bool))
+    nothing = update(weighted_grad.init(3), params, broken, present=np.zeros(3, bool))
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(nothing[1]))
 
 
