@@ -16,6 +16,11 @@ from multiterm_optax.gradients._residual_attention import (
 )
 from multiterm_optax.gradients._residual_attention import (
     residual_attention as residual_attention,
+from multiterm_optax.gradients._check_row_losses import (
+    check_row_losses as check_row_losses,
+)
+from multiterm_optax.gradients._feature_grad import (
+    value_and_feature_grad as value_and_feature_grad,
 )
 from multiterm_optax.gradients._row_grads import (
     value_and_row_grads as value_and_row_grads,
