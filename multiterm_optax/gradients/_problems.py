@@ -40,7 +40,7 @@ def of_terms(
     if found != num_terms:
         raise ValueError(
             f"{name}: losses_fn must return num_terms={num_terms} losses, as given to "
-            f"init, found {found}."
+            f"init, found {found}{_named.listed(losses)}."
         )
     transposed = jax.linear_transpose(linear, *primals)
 
