@@ -1,7 +1,7 @@
-"""Pictures of terms that fight: weights, dominance, angles, trade-offs.
+"""Plots of how terms compete: weights, dominance, angles and trade-offs.
 
-Each function draws one picture on the axes it is given, or on new ones, and returns
-them; titles, sizes and files are Matplotlib's business. Needs the extra ``plotting``.
+Each function draws one plot on the given axes, or on new ones, and returns the axes.
+Set titles and sizes, and save files, with Matplotlib. Needs the extra ``plotting``.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ _COLOURS = (
     "#F0E442",
 )
 _FIFTHS = ("0 to 20 %", "20 to 40 %", "40 to 60 %", "60 to 80 %", "80 to 100 %")
-_MAX_WRITTEN = 12  # numbers in a heat map of more terms are too small to read
+_MAX_WRITTEN = 12  # in a heat map of more terms, the numbers are too small to read
 
 
 def weights(
@@ -37,14 +37,14 @@ def weights(
     labels: Any = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Weights of the terms over the steps, one line for each term.
+    """Plots the weights of the terms over the steps, with one line for each term.
 
     Args:
-      history: Weights [T, K], as stacked from the field ``weights`` of a state.
-      steps: The T steps they belong to; ``None``: 0 to T - 1.
-      labels: K names, or the losses, whose names are taken; ``None``: term 0 to
-        term K - 1.
-      ax: Axes to draw on; ``None``: new ones.
+      history: Weights [T, K], stacked from the field ``weights`` of a state.
+      steps: The T steps to which the weights belong; by default 0 to T - 1.
+      labels: K names, or the losses, whose names are used; by default "term 0" to
+        "term K - 1".
+      ax: Axes to draw on; by default new ones.
 
     Returns:
       The axes, from 0 on; ``ax.set_yscale("log")`` makes them logarithmic.
@@ -85,19 +85,19 @@ def dominance(
     labels: Any = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """How many parameters a term dominates over the steps, as stacked areas.
+    """Plots how many parameters a term dominates over the steps, as stacked areas.
 
     Args:
       shares: What :func:`multiterm_optax.metrics.dominance_shares` returned at T
         steps, stacked: [T, K, 5].
-      term: Index of the term, or its name, where labels are given.
-      steps: The T steps they belong to; ``None``: 0 to T - 1.
-      labels: K names, or the losses, whose names are taken; ``None``: term 0 to
-        term K - 1.
-      ax: Axes to draw on; ``None``: new ones.
+      term: Index of the term, or its name if labels are given.
+      steps: The T steps to which the shares belong; by default 0 to T - 1.
+      labels: K names, or the losses, whose names are used; by default "term 0" to
+        "term K - 1".
+      ax: Axes to draw on; by default new ones.
 
     Returns:
-      The axes. The darkest area shows the parameters that the term moves almost alone.
+      The axes. The darkest area shows the parameters that this term moves almost alone.
 
     Raises:
       ImportError: Matplotlib is not installed.
@@ -143,16 +143,16 @@ def dominance(
 
 
 def cosines(matrix: Any, *, labels: Any = None, ax: "Axes | None" = None) -> "Axes":
-    """Cosines between the terms' gradients as a heat map.
+    """Plots the cosines between the terms' gradients as a heat map.
 
     Args:
       matrix: What :func:`multiterm_optax.metrics.cosines` returns, [K, K].
-      labels: K names, or the losses, whose names are taken; ``None``: 0 to K - 1.
-      ax: Axes to draw on; ``None``: new ones.
+      labels: K names, or the losses, whose names are used; by default 0 to K - 1.
+      ax: Axes to draw on; by default new ones.
 
     Returns:
-      The axes. Red: the terms conflict; blue: they agree. The numbers are written in
-      for up to 12 terms.
+      The axes. Red means that the terms conflict, and blue that they agree. For up to
+      12 terms the numbers are written into the cells.
 
     Raises:
       ImportError: Matplotlib is not installed.
@@ -189,16 +189,16 @@ def cosines(matrix: Any, *, labels: Any = None, ax: "Axes | None" = None) -> "Ax
 def pareto_front(
     losses: Any, *, labels: Any = None, ax: "Axes | None" = None
 ) -> "Axes":
-    """Losses of several runs, with those that no other run beats in both terms.
+    """Plots the losses of several runs, and the front of those that no other run beats.
 
     Args:
       losses: One row for each run, [N, 2].
-      labels: Names of the two terms, or the two losses, whose names are taken;
-        ``None``: term 0 and term 1.
-      ax: Axes to draw on; ``None``: new ones.
+      labels: Names of the two terms, or the two losses, whose names are used; by
+        default "term 0" and "term 1".
+      ax: Axes to draw on; by default new ones.
 
     Returns:
-      The axes. A run that is not finite is left out.
+      The axes. A run whose losses are not finite is left out.
 
     Raises:
       ImportError: Matplotlib is not installed.

@@ -131,9 +131,12 @@ def test_table_states_goals_met_and_missed(load):
     assert "fast way; their way" in met  # not the variant outside the comparison
     (missed,) = report.rows(fake_results(case, ours=0.75))
     assert "≤ 0.5: not met" in missed
+    on_screen = report.notes(fake_results(case, ours=0.75), short=False)
+    assert "Goals for multiterm / PyTorch met: 0 of 1." in on_screen
     text = report.markdown(fake_results(case, ours=0.75))
-    assert "Goals for ours / theirs met: 0 of 1." in text
     assert text.count("\n| mlp") == 1
+    assert "oal" not in text  # pages for users say what was measured
+    assert "≤" not in text
 
 
 def test_a_case_that_failed_stands_in_the_table_with_its_reason(load):

@@ -44,42 +44,42 @@ def load(name):
 
 
 @pytest.fixture(scope="module")
-def fast(tmp_path_factory):
+def short(tmp_path_factory):
     folder = tmp_path_factory.mktemp("comparison")
-    found = run("--fast", "--out", folder)
+    found = run("--short", "--out", folder)
     assert found.returncode == 0, found.stderr
     return folder
 
 
 @pytest.mark.slow  # eight programs to compile
-def test_fast_mode_saves_its_files(fast):
-    saved = {path.name for path in fast.iterdir()}
+def test_short_run_saves_its_files(short):
+    saved = {path.name for path in short.iterdir()}
     assert saved == {*FILES, "digits.json", "adatask.json"}
-    results = json.loads((fast / "comparison.json").read_text())
+    results = json.loads((short / "comparison.json").read_text())
     assert {len(found["methods"]) for found in results.values()} == {3}
 
 
 @pytest.mark.slow
-def test_what_was_run_is_not_run_again(fast):
-    before = (fast / "digits.json").stat().st_mtime_ns
-    found = run("--fast", "--out", fast, "--problems", "digits")
+def test_what_was_run_is_not_run_again(short):
+    before = (short / "digits.json").stat().st_mtime_ns
+    found = run("--short", "--out", short, "--problems", "digits")
     assert found.returncode == 0, found.stderr
-    assert (fast / "digits.json").stat().st_mtime_ns == before
+    assert (short / "digits.json").stat().st_mtime_ns == before
 
 
 @pytest.mark.slow
-def test_results_of_other_settings_are_not_mixed_in(fast):
-    found = run("--out", fast, "--problems", "digits")
+def test_results_of_other_settings_are_not_mixed_in(short):
+    found = run("--out", short, "--problems", "digits")
     assert found.returncode != 0
     assert "--out: expected results under" in found.stderr
 
 
 @pytest.mark.slow
-def test_tables_and_picture_are_drawn_again_from_the_results(fast, tmp_path):
-    found = run("--draw", fast / "comparison.json", "--out", tmp_path)
+def test_tables_and_picture_are_drawn_again_from_the_results(short, tmp_path):
+    found = run("--draw", short / "comparison.json", "--out", tmp_path)
     assert found.returncode == 0, found.stderr
     for name in FILES[:2]:
-        assert (tmp_path / name).read_text() == (fast / name).read_text()
+        assert (tmp_path / name).read_text() == (short / name).read_text()
     assert (tmp_path / "comparison.png").is_file()
 
 

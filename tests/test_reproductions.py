@@ -36,10 +36,10 @@ def names():
         for name in names()
     ],
 )
-def test_fast_mode(name, tmp_path):
-    run(name, tmp_path, "--fast")
+def test_short_run(name, tmp_path):
+    run(name, tmp_path, "--short")
     saved = {path.name for path in tmp_path.iterdir()}
-    assert saved == {f"{name}-fast{end}" for end in (".md", ".json", ".png")}
+    assert saved == {f"{name}-short{end}" for end in (".md", ".json", ".png")}
 
 
 def test_l1_scaled_to_l2_converges_and_l1_does_not(tmp_path):

@@ -1,4 +1,4 @@
-"""The plot: ratios with their goals, and growth with K and with P."""
+"""The plot: ratios of the step times, and growth with K and with P."""
 
 import functools
 from pathlib import Path
@@ -36,7 +36,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 
 def draw_ratios(ax: Any, cases: list[dict[str, Any]]) -> None:
-    """One line for each case: ratio, interval, goal."""
+    """One line for each case: the ratio and its interval."""
     for i, case in enumerate(reversed(cases)):
         ours, theirs = (
             report.pick(case, side, case["method"]) for side in ("ours", "theirs")
@@ -46,8 +46,6 @@ def draw_ratios(ax: Any, cases: list[dict[str, Any]]) -> None:
         found = stats.ratio(ours["rounds"], theirs["rounds"])
         ax.plot([found["low"], found["high"]], [i, i], color="#0072B2", lw=3)
         ax.plot(found["ratio"], i, "o", color="#0072B2", ms=7)
-        if case["goal"] is not None:
-            ax.plot(case["goal"], i, "|", color="#D55E00", ms=16, mew=2.5)
     labels = [
         f"{c['model']}, {METHODS[c['method']]}, K = {c['num_terms']}"
         for c in reversed(cases)
@@ -59,8 +57,8 @@ def draw_ratios(ax: Any, cases: list[dict[str, Any]]) -> None:
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
     ax.set(
-        title="Time of a training step, ours / theirs",
-        xlabel="left of 1: ours is faster; orange bar: goal",
+        title="Time of a training step, multiterm / PyTorch",
+        xlabel="left of 1: multiterm is faster",
     )
     plain(ax, "x")
 
@@ -92,10 +90,10 @@ def draw_growth(ax: Any, cases: list[dict[str, Any]], axis: str, quantity: str) 
             ax.plot(
                 *zip(*sorted(points), strict=True),
                 ls=DASHES.get(method, ":"),
-                label=f"{METHODS[method]}, {side}",
+                label=f"{METHODS[method]}, {report.NAMES[side]}",
                 **style,
             )
-    named = {"ms": "milliseconds a step", "MB": "peak memory, MB"}[quantity]
+    named = {"ms": "milliseconds per step", "MB": "peak memory, MB"}[quantity]
     label = "number of terms K" if axis == "K" else "number of parameters P"
     if cases:
         fixed = parameters(cases[0]) / 1e6 if axis == "K" else cases[0]["num_terms"]

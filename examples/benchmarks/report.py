@@ -13,14 +13,16 @@ COLUMNS = (
     "model",
     "method",
     "K",
-    "ours, ms",
-    "theirs, ms",
-    "ours / theirs",
+    "multiterm, ms",
+    "PyTorch, ms",
+    "multiterm / PyTorch",
     "goal",
-    "MB, ours",
-    "MB, theirs",
+    "MB, multiterm",
+    "MB, PyTorch",
     "fastest ways",
 )
+
+NAMES = {"ours": "multiterm", "theirs": "PyTorch"}  # of the sides, to readers
 
 BUSY = 3.5  # processes that run or wait: the two threads' own, and more than one other
 
@@ -121,7 +123,7 @@ def markdown_table(columns: tuple[str, ...], table_rows: list) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def multiples(results: dict[str, Any]) -> list[str]:
+def multiples(results: dict[str, Any], *, goals: bool = True) -> list[str]:
     """Each framework's step as a multiple of its own Adam's, where that was timed."""
     lines = []
     for name, case in results["cases"].items():
@@ -137,18 +139,19 @@ def multiples(results: dict[str, Any]) -> list[str]:
                     continue
                 found = stats.ratio(entry["rounds"], adam["rounds"])
                 line = (
-                    f"{name}, {side}, {entry['variant']}: {found['ratio']:.2f} times "
+                    f"{name}, {NAMES[side]}, {entry['variant']}: "
+                    f"{found['ratio']:.2f} times "
                     f"its own Adam ({found['low']:.2f} to {found['high']:.2f}); "
                     f"Adam {milliseconds(adam['rounds'])} ms"
                 )
-                goal = case["goal_of_adam"]
+                goal = case["goal_of_adam"] if goals else None
                 if goal is not None and side == "ours" and entry is best:
                     line += f"; goal {verdict(found['ratio'], goal)}"
                 lines.append(line)
     return lines
 
 
-def notes(results: dict[str, Any], *, short: bool) -> list[str]:
+def notes(results: dict[str, Any], *, short: bool, goals: bool = True) -> list[str]:
     """The machine, what was left out, and whether both sides computed the same."""
     m = results["machine"]
     lines = [
@@ -164,10 +167,10 @@ def notes(results: dict[str, Any], *, short: bool) -> list[str]:
             f"The machine was busy: up to {max(results['load']):.1f} processes ran or "
             "waited as cases began. Times and ratios are not to be trusted."
         )
-    goals = [row[6] for row in rows(results) if row[6] != "–"]
-    met = sum(goal.endswith(" met") and "not" not in goal for goal in goals)
-    if goals:
-        lines.append(f"Goals for ours / theirs met: {met} of {len(goals)}.")
+    judged = [row[6] for row in rows(results) if goals and row[6] != "–"]
+    met = sum(goal.endswith(" met") and "not" not in goal for goal in judged)
+    if judged:
+        lines.append(f"Goals for multiterm / PyTorch met: {met} of {len(judged)}.")
     apart = [case["losses_apart"] for case in results["cases"].values()]
     for when, i in (("before", 0), ("after", 1)):
         worst = max((a[i] for a in apart if a), default=float("nan"))
@@ -193,19 +196,25 @@ def compile_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def markdown(results: dict[str, Any], *, short: bool = False) -> str:
-    """The whole report; made to be pasted under a heading of the documentation."""
-    blocks = [notes(results, short=short)[0]]
+    """The whole report; made to be pasted under a heading of the documentation.
+
+    It says what was measured. The goals are for those who work on the library, and are
+    on screen only.
+    """
+    machine, *remarks = notes(results, short=short, goals=False)
+    blocks = [machine]
     by_case = zip(in_order(results), rows(results), strict=True)
     found: dict[str, list] = {}
     for case, row in by_case:
-        found.setdefault(case["part"], []).append(row)
+        found.setdefault(case["part"], []).append(row[:6] + row[7:])
     for part, table_rows in found.items():
-        blocks += [f"**{PARTS[part]}**", markdown_table(COLUMNS, table_rows)]
-    lines = [*multiples(results), *notes(results, short=short)[1:]]
+        table = markdown_table(COLUMNS[:6] + COLUMNS[7:], table_rows)
+        blocks += [f"**{PARTS[part]}**", table]
+    lines = [*multiples(results, goals=False), *remarks]
     blocks.append("\n".join(f"- {line}" for line in lines))
     columns = ("case", "way", "compilation, s", "temporaries of the program, MB")
     blocks += [
-        "**Compilation and temporaries, ours**",
+        "**Compilation and temporaries, multiterm**",
         markdown_table(columns, compile_rows(results)),
     ]
     return "\n\n".join(blocks) + "\n"

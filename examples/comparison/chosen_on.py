@@ -9,7 +9,7 @@ import optax
 from problem import Problem, borrowed, dense, dense_init, equation, rows
 
 
-def digits(fast: bool) -> Problem:
+def digits(short: bool) -> Problem:
     """Ten class losses whose weights, drawn from [1, 1000], are badly wrong."""
     shared, networks = borrowed("digits"), borrowed("digits_networks")
     images = shared.load_images()
@@ -39,7 +39,7 @@ def digits(fast: bool) -> Problem:
         name="digits",
         measure="error rate",
         num_terms=shared.K,
-        steps=20 if fast else 1500,
+        steps=20 if short else 1500,
         make_data=make_data,
         init_params=lambda seed: networks.init_params(seed, (8, 8), "mlp"),
         draw=draw,
@@ -49,10 +49,10 @@ def digits(fast: bool) -> Problem:
     )
 
 
-def adatask(fast: bool, scale: float = 1.0, name: str = "Regressions") -> Problem:
+def adatask(short: bool, scale: float = 1.0, name: str = "Regressions") -> Problem:
     """AdaTask's two regressions; with large inputs the part that both share counts."""
     source = borrowed("adatask_synthetic")
-    sizes = (100, 50, 50) if fast else (4000, 500, 1000)
+    sizes = (100, 50, 50) if short else (4000, 500, 1000)
 
     def make_data(seed: int) -> dict[str, Any]:
         x, y = source.make_data(seed, sum(sizes), scale)
@@ -68,7 +68,7 @@ def adatask(fast: bool, scale: float = 1.0, name: str = "Regressions") -> Proble
         name=name,
         measure="normalised RMSE",
         num_terms=source.K,
-        steps=20 if fast else 800,
+        steps=20 if short else 800,
         make_data=make_data,
         init_params=source.init_params,
         draw=rows(64),
@@ -77,14 +77,14 @@ def adatask(fast: bool, scale: float = 1.0, name: str = "Regressions") -> Proble
     )
 
 
-def small_inputs(fast: bool) -> Problem:
+def small_inputs(short: bool) -> Problem:
     """The same with inputs of deviation 0.1: B's gradients dominate."""
-    return adatask(fast, 0.1, "Regressions, small inputs")
+    return adatask(short, 0.1, "Regressions, small inputs")
 
 
-def adult(fast: bool) -> Problem:
+def adult(short: bool) -> Problem:
     """Two labels of a person, one network. Seeds change the network and the batches."""
-    train, validation, test = borrowed("adult").load(stand_in=fast)
+    train, validation, test = borrowed("adult").load(stand_in=short)
     parts = {"train": train, "validation": validation, "test": test}
 
     def losses_fn(params, batch):
@@ -106,7 +106,7 @@ def adult(fast: bool) -> Problem:
         name="Adult",
         measure="1 − mean AUC",
         num_terms=2,
-        steps=20 if fast else 1500,
+        steps=20 if short else 1500,
         make_data=lambda seed: parts,
         init_params=lambda seed: dense_init(seed, (train[0].shape[1], 32, 2)),
         draw=rows(64),
@@ -115,14 +115,14 @@ def adult(fast: bool) -> Problem:
     )
 
 
-def multimnist(fast: bool) -> Problem:
+def multimnist(short: bool) -> Problem:
     """Two overlapping digits in an image of 14 x 14 pixels, a term for each digit."""
     source = borrowed("multimnist")
-    sizes = (100, 50, 50) if fast else (4000, 1000, 2000)
+    sizes = (100, 50, 50) if short else (4000, 1000, 2000)
 
     def make_data(seed):
         x, y, x_test, y_test = source.load(
-            sum(sizes[:2]), sizes[2], seed, stand_in=fast
+            sum(sizes[:2]), sizes[2], seed, stand_in=short
         )
         x, x_test = (
             part.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4)).reshape(-1, 196)
@@ -148,7 +148,7 @@ def multimnist(fast: bool) -> Problem:
         name="MultiMNIST",
         measure="mean error rate",
         num_terms=2,
-        steps=20 if fast else 1000,
+        steps=20 if short else 1000,
         make_data=make_data,
         init_params=lambda seed: dense_init(seed, (196, 64, 20)),
         draw=rows(64),
@@ -157,16 +157,16 @@ def multimnist(fast: bool) -> Problem:
     )
 
 
-def poisson(fast: bool) -> Problem:
+def poisson(short: bool) -> Problem:
     """Poisson's equation, the residual's loss multiplied by 1000."""
     make = partial(borrowed("pde").poisson, points=64, boundary_points=32)
-    problem = equation(make, "Poisson, residual x 1000", 20 if fast else 2000)
+    problem = equation(make, "Poisson, residual x 1000", 20 if short else 2000)
     return problem._replace(undo=np.array([1e-3, 1.0]))
 
 
-def burgers(fast: bool) -> Problem:
+def burgers(short: bool) -> Problem:
     """Burgers' equation: residual, first moment, boundary, all of like size."""
     make = partial(
         borrowed("pde").burgers, points=64, initial_points=32, boundary_points=16
     )
-    return equation(make, "Burgers", 20 if fast else 2000)
+    return equation(make, "Burgers", 20 if short else 2000)

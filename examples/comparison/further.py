@@ -24,13 +24,13 @@ from problem import Problem, dense, dense_init, equation, rows
 # --- equations ----------------------------------------------------------------------
 
 
-def convection(fast: bool) -> Problem:
+def convection(short: bool) -> Problem:
     """Convection u_t + 10 u_x = 0, periodic in x, with u(x, 0) = sin(x).
 
     Terms: residual, equal values at both ends of x, and initial value. From
     Krishnapriyan et al. (2021), "Characterizing possible failure modes in PINNs".
     """
-    return equation(_convection, "Convection", 20 if fast else 4000)
+    return equation(_convection, "Convection", 20 if short else 4000)
 
 
 def _convection(speed=10.0, points=64, side_points=32):
@@ -69,13 +69,13 @@ def _convection(speed=10.0, points=64, side_points=32):
     )
 
 
-def poisson_mixed(fast: bool) -> Problem:
+def poisson_mixed(short: bool) -> Problem:
     """Poisson's equation on the unit square, u = sin(2 pi x) sin(pi y / 2).
 
     Terms: residual, values at the two ends of x (Dirichlet), and derivatives by y at
     the two ends of y (Neumann). The solution is made up, the force follows from it.
     """
-    return equation(_poisson_mixed, "Poisson, mixed", 20 if fast else 3000)
+    return equation(_poisson_mixed, "Poisson, mixed", 20 if short else 3000)
 
 
 def _poisson_mixed(points=64, side_points=32):
@@ -116,7 +116,7 @@ def _poisson_mixed(points=64, side_points=32):
     )
 
 
-def oscillator(fast: bool) -> Problem:
+def oscillator(short: bool) -> Problem:
     """A damped oscillator u'' + c u' + k u = 0 with unknown c and k, seen with noise.
 
     Terms: residual, and squared errors at 30 noisy observations, which are other ones
@@ -124,7 +124,7 @@ def oscillator(fast: bool) -> Problem:
     has c = 4, k = 400 and t in [0, 1], where Adam on the sum finds nothing but u = 0;
     here, time is counted in tenths, which makes it c = 0.4, k = 4 and t in [0, 10].
     """
-    problem = equation(_oscillator, "Oscillator, inverse", 20 if fast else 4000)
+    problem = equation(_oscillator, "Oscillator, inverse", 20 if short else 4000)
 
     def make_data(seed):
         rng = np.random.default_rng(seed)
@@ -181,7 +181,7 @@ def _oscillator():
 # --- data ---------------------------------------------------------------------------
 
 
-def wine(fast: bool) -> Problem:
+def wine(short: bool) -> Problem:
     """Scikit-learn's wine: four measurements from the other nine.
 
     A term for each of proline, magnesium, alcohol and hue, whose deviations go from 314
@@ -193,16 +193,16 @@ def wine(fast: bool) -> Problem:
     columns = dict(zip(found.feature_names, found.data.T, strict=True))
     y = [columns.pop(name) for name in ("proline", "magnesium", "alcohol", "hue")]
     x = np.stack([*columns.values()], axis=1)
-    return raw_targets("Wine", x, np.stack(y, axis=1), fast)
+    return raw_targets("Wine", x, np.stack(y, axis=1), short)
 
 
-def digits_tasks(fast: bool) -> Problem:
+def digits_tasks(short: bool) -> Problem:
     """Scikit-learn's digits, three unlike tasks for one network.
 
     Terms: cross-entropy of the class, binary cross-entropy of odd against even, and
     squared error of the ink, the sum of the pixels of 0 to 16, less its training mean.
     """
-    images, labels = load(fast)
+    images, labels = load(short)
     ink = 16 * images.sum(axis=1)
 
     def make_data(seed):
@@ -232,7 +232,7 @@ def digits_tasks(fast: bool) -> Problem:
         name="Digits, three tasks",
         measure="mean of two error rates and normalised RMSE",
         num_terms=3,
-        steps=20 if fast else 3000,
+        steps=20 if short else 3000,
         make_data=make_data,
         init_params=lambda seed: dense_init(seed, (PIXELS, 64, 32, CLASSES + 2)),
         draw=rows(64),

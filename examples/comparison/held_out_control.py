@@ -48,7 +48,7 @@ def choose(params, state, uniform):
     return uniform < jax.nn.softmax(logits)[:, 1]
 
 
-def actor_critic(fast: bool) -> Problem:
+def actor_critic(short: bool) -> Problem:
     """CartPole by an actor and a critic that share a trunk, from short rollouts.
 
     Terms: the policy's, with generalised advantages and an entropy bonus of 0.01, and
@@ -57,8 +57,8 @@ def actor_critic(fast: bool) -> Problem:
     carts for 32 moments, from random states. The score is 1 - mean length of an
     episode / 500, under the policy's random choices.
     """
-    carts, moments = (4, 5) if fast else (32, 32)
-    episodes, longest = (4, 20) if fast else (128, LONGEST)
+    carts, moments = (4, 5) if short else (32, 32)
+    episodes, longest = (4, 20) if short else (128, LONGEST)
     widest = WIDEST * np.array([TRACK, 1.0, TILT, 1.0])
 
     def make_data(seed):
@@ -139,7 +139,7 @@ def actor_critic(fast: bool) -> Problem:
         name="Actor and critic",
         measure="1 − episode length / 500",
         num_terms=2,
-        steps=20 if fast else 1000,
+        steps=20 if short else 1000,
         make_data=make_data,
         init_params=lambda seed: dense_init(seed, (4, 32, 32, 3)),
         draw=draw,

@@ -21,7 +21,7 @@ def split(rng, *arrays):
     return {name: tuple(a[part] for a in arrays) for name, part in chosen.items()}
 
 
-def linear(fast: bool) -> Problem:
+def linear(short: bool) -> Problem:
     """Six linear regressions through three hidden units: no room for all.
 
     After Hu et al., "Revisiting Scalarization in Multi-Task Learning" (2023): where the
@@ -36,7 +36,7 @@ def linear(fast: bool) -> Problem:
     gram = (1 - COSINE) * np.eye(TASKS) + COSINE
     directions = np.linalg.cholesky(gram).T
     sizes = np.geomspace(0.5, 2, TASKS)  # the targets' deviations
-    total = 200 if fast else 5000
+    total = 200 if short else 5000
 
     def make_data(seed):
         rng = np.random.default_rng(seed)
@@ -64,7 +64,7 @@ def linear(fast: bool) -> Problem:
         name="Linear, too narrow",
         measure="worst task's 1 − R²",
         num_terms=TASKS,
-        steps=20 if fast else 6000,
+        steps=20 if short else 6000,
         make_data=make_data,
         init_params=init_params,
         draw=rows(64),
@@ -74,7 +74,7 @@ def linear(fast: bool) -> Problem:
     )
 
 
-def raw_targets(name: str, x: Any, y: Any, fast: bool, steps: int = 8000) -> Problem:
+def raw_targets(name: str, x: Any, y: Any, short: bool, steps: int = 8000) -> Problem:
     """Targets in the units in which they were measured, a mean squared error for each.
 
     Inputs are standardised. Targets are only centred by their means in the training
@@ -106,7 +106,7 @@ def raw_targets(name: str, x: Any, y: Any, fast: bool, steps: int = 8000) -> Pro
         name=name,
         measure="normalised RMSE",
         num_terms=y.shape[1],
-        steps=20 if fast else steps,
+        steps=20 if short else steps,
         make_data=make_data,
         init_params=lambda seed: dense_init(seed, sizes),
         draw=rows(64),
@@ -116,7 +116,7 @@ def raw_targets(name: str, x: Any, y: Any, fast: bool, steps: int = 8000) -> Pro
     )
 
 
-def parkinsons(fast: bool) -> Problem:
+def parkinsons(short: bool) -> Problem:
     """UCI's Parkinsons telemonitoring: two clinical scores and three voice measures.
 
     A term for each of motor_UPDRS, total_UPDRS, HNR, Shimmer and Jitter(%), whose
@@ -125,11 +125,11 @@ def parkinsons(fast: bool) -> Problem:
     random, so that a patient has rows in all parts. Jitter(Abs) is no target: with a
     deviation of 4e-5 it lies below the length of Adam's steps.
     """
-    x, y = load(stand_in=fast)
-    return raw_targets("Parkinsons", x, y, fast)
+    x, y = load(stand_in=short)
+    return raw_targets("Parkinsons", x, y, short)
 
 
-def diabetes(fast: bool) -> Problem:
+def diabetes(short: bool) -> Problem:
     """Scikit-learn's diabetes: progression, blood pressure and three blood values.
 
     A term for each of progression, s1, bp, s4 and s5, whose deviations go from 77 to
@@ -142,10 +142,10 @@ def diabetes(fast: bool) -> Problem:
     columns = dict(zip(found.feature_names, found.data.T, strict=True))
     inputs = [columns[name] for name in ("age", "sex", "bmi", "s2", "s3", "s6")]
     y = np.stack([found.target, *(columns[name] for name in names)], axis=1)
-    return raw_targets("Diabetes", np.stack(inputs, axis=1), y, fast)
+    return raw_targets("Diabetes", np.stack(inputs, axis=1), y, short)
 
 
-def breast_cancer(fast: bool) -> Problem:
+def breast_cancer(short: bool) -> Problem:
     """Scikit-learn's breast cancer: the worst cells of a sample from its average ones.
 
     A term for each of perimeter, texture, smoothness, compactness and fractal
@@ -158,4 +158,4 @@ def breast_cancer(fast: bool) -> Problem:
     targets = ("perimeter", "texture", "smoothness", "compactness", "fractal dimension")
     x = [column for name, column in columns.items() if name.startswith("mean")]
     y = [columns[f"worst {name}"] for name in targets]
-    return raw_targets("Breast cancer", np.stack(x, axis=1), np.stack(y, axis=1), fast)
+    return raw_targets("Breast cancer", np.stack(x, axis=1), np.stack(y, axis=1), short)

@@ -121,7 +121,7 @@ def second_order(residual, true, first_value, points, side_points):
     )
 
 
-def klein_gordon(fast: bool) -> Problem:
+def klein_gordon(short: bool) -> Problem:
     """Klein and Gordon's equation u_tt - u_xx + u^3 = f, u = x cos(5 pi t) + (x t)^3.
 
     Terms: residual, boundary, initial value, initial velocity. The benchmark of Wang,
@@ -137,10 +137,10 @@ def klein_gordon(fast: bool) -> Problem:
         return u_tt - u_xx + u**3 - force
 
     make = partial(second_order, residual, true, lambda x: x, 64, 32)
-    return equation(make, "Klein–Gordon", 20 if fast else 4000, width=40)
+    return equation(make, "Klein–Gordon", 20 if short else 4000, width=40)
 
 
-def wave(fast: bool) -> Problem:
+def wave(short: bool) -> Problem:
     """The wave equation u_tt = 4 u_xx, with two standing waves of different pitch.
 
     u = sin(pi x) cos(2 pi t) + sin(4 pi x) cos(8 pi t) / 2. Terms: residual, boundary,
@@ -156,19 +156,19 @@ def wave(fast: bool) -> Problem:
         return u_tt - 4 * u_xx
 
     make = partial(second_order, residual, true, lambda x: true(jnp, x, 0.0), 64, 32)
-    return equation(make, "Wave", 20 if fast else 4000)
+    return equation(make, "Wave", 20 if short else 4000)
 
 
 # --- others -------------------------------------------------------------------------
 
 
-def allen_cahn(fast: bool) -> Problem:
+def allen_cahn(short: bool) -> Problem:
     """Allen and Cahn's equation u_t = 1e-4 u_xx - 5 u^3 + 5 u, u(x, 0) = x^2 cos(pi x).
 
     Terms: residual and initial value; sines and cosines as inputs make the network
     periodic in x. Raissi's problem; the solution compared with is computed here.
     """
-    return equation(_allen_cahn, "Allen–Cahn", 20 if fast else 3000)
+    return equation(_allen_cahn, "Allen–Cahn", 20 if short else 3000)
 
 
 def _allen_cahn(points=64, initial_points=32):
@@ -217,13 +217,13 @@ def _allen_cahn(points=64, initial_points=32):
     )
 
 
-def kovasznay(fast: bool) -> Problem:
+def kovasznay(short: bool) -> Problem:
     """Kovasznay's flow behind a grid: steady Navier-Stokes at Re = 40.
 
     Terms: momentum along x, along y, continuity, and the velocity at the boundary; the
     score is that of the velocity. Kovasznay (1948) gives the solution.
     """
-    return equation(_kovasznay, "Kovasznay flow", 20 if fast else 3000)
+    return equation(_kovasznay, "Kovasznay flow", 20 if short else 3000)
 
 
 def _kovasznay(points=64, boundary_points=32, reynolds=40.0):
@@ -270,10 +270,10 @@ def _kovasznay(points=64, boundary_points=32, reynolds=40.0):
     )
 
 
-def helmholtz(fast: bool) -> Problem:
+def helmholtz(short: bool) -> Problem:
     """Helmholtz's equation on [-1, 1]^2: residual and boundary.
 
     The benchmark of Wang, Teng and Perdikaris (2021), as in the reproductions.
     """
     make = partial(borrowed("pde").helmholtz, points=64, boundary_points=32)
-    return equation(make, "Helmholtz", 20 if fast else 4000, width=40)
+    return equation(make, "Helmholtz", 20 if short else 4000, width=40)

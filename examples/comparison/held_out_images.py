@@ -13,10 +13,10 @@ HOLE = np.pad(np.ones((4, 4), bool), 2).ravel()
 LATENT = 8
 
 
-def load(fast):
-    """Images [N, 64] and labels [N]; few of them to be fast."""
+def load(short):
+    """Images [N, 64] and labels [N]; few of them in a short run."""
     images, labels, *_ = borrowed("digits").load_images()
-    chosen = slice(200 if fast else None)
+    chosen = slice(200 if short else None)
     return images.reshape(-1, PIXELS)[chosen], labels[chosen]
 
 
@@ -25,13 +25,13 @@ def halves(seed, sizes, more_sizes):
     return dense_init(seed, sizes), dense_init(seed + 1000, more_sizes)
 
 
-def autoencoder(fast: bool) -> Problem:
+def autoencoder(short: bool) -> Problem:
     """One code of two numbers to tell the digits apart and to draw them again.
 
     Terms: cross-entropy of the class, and squared error summed over the pixels. The
     score is the mean of the error rate and of 1 - R^2 of the pixels.
     """
-    images, labels = load(fast)
+    images, labels = load(short)
     code = 2
 
     def init_params(seed):
@@ -63,7 +63,7 @@ def autoencoder(fast: bool) -> Problem:
         name="Autoencoder",
         measure="mean of error rate and 1 − R²",
         num_terms=2,
-        steps=20 if fast else 3000,
+        steps=20 if short else 3000,
         make_data=lambda seed: split(np.random.default_rng(seed), images, labels),
         init_params=init_params,
         draw=rows(64),
@@ -88,7 +88,7 @@ def frechet(one, two):
     return jnp.sum((mean - other_mean) ** 2) + traces - 2 * cross
 
 
-def inpainting(fast: bool) -> Problem:
+def inpainting(short: bool) -> Problem:
     """A generator fills the middle 4 x 4 pixels, against a discriminator.
 
     Terms: adversarial, features of the discriminator, L1 reconstruction, and the
@@ -96,7 +96,7 @@ def inpainting(fast: bool) -> Problem:
     parameters. The score is the mean of the L1 error and of the Frechet distance of the
     filled pixels, each over that of the mean image.
     """
-    images, _ = load(fast)
+    images, _ = load(short)
     seen = PIXELS - HOLE.sum()
 
     def init_params(seed):
@@ -143,7 +143,7 @@ def inpainting(fast: bool) -> Problem:
         name="Inpainting",
         measure="mean of relative L1 and Fréchet",
         num_terms=4,
-        steps=20 if fast else 3000,
+        steps=20 if short else 3000,
         make_data=lambda seed: split(np.random.default_rng(seed), images),
         init_params=init_params,
         draw=rows(64),
@@ -152,7 +152,7 @@ def inpainting(fast: bool) -> Problem:
     )
 
 
-def vae(fast: bool) -> Problem:
+def vae(short: bool) -> Problem:
     """A variational autoencoder, whose two terms are one objective by construction.
 
     Terms: negative log-likelihood of the pixels, as of grey Bernoulli variables, and
@@ -160,7 +160,7 @@ def vae(fast: bool) -> Problem:
     likelihood: other weights than 1 and 1 optimise something else. A balancing method
     has nothing to win here, and no verdict counts this problem.
     """
-    images, _ = load(fast)
+    images, _ = load(short)
     draw_rows = rows(64)
 
     def make_data(seed):
@@ -190,7 +190,7 @@ def vae(fast: bool) -> Problem:
         name="VAE",
         measure="negative ELBO",
         num_terms=2,
-        steps=20 if fast else 3000,
+        steps=20 if short else 3000,
         make_data=make_data,
         init_params=init_params,
         draw=draw,

@@ -145,7 +145,7 @@ def markdown(head, rows):
 
 
 def count(verdicts):
-    """Won / level / lost."""
+    """Won / tied / lost."""
     return " / ".join(str(verdicts.count(sign)) for sign in (BETTER, LEVEL, WORSE))
 
 
@@ -183,8 +183,8 @@ def make_tables(results):
 
     settings = [found["settings"] for found in results.values()]
     problems = [f"{s['name']} (K = {s['terms']}), {s['measure']}" for s in settings]
-    against = "won / level / lost against static weights"
-    times = "time of a training, Adam's = 1"
+    against = "won / tied / lost against static weights"
+    times = "training time relative to Adam"
     head = ["method", "mean rank", against, "against equal weights", times]
     return {
         "Summary": markdown(head, summary),

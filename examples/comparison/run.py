@@ -2,7 +2,7 @@
 
     python examples/comparison/run.py --workers 16    # all: half a day on one core
     python examples/comparison/run.py --defaults      # the default, its rivals
-    python examples/comparison/run.py --fast     # seconds: does it run?
+    python examples/comparison/run.py --short         # seconds: does it run?
     python examples/comparison/run.py --draw docs/data/comparison.json
 
 The protocol is the same for all. A method trains at each of five learning rates with
@@ -62,7 +62,7 @@ GROUPS = {
     "held-out problems": HELD_OUT,
     "further held-out problems": FURTHER,
 }
-POOL, FAST_POOL = 100, 10  # random static weights
+POOL, SHORT_POOL = 100, 10  # random static weights
 EQUAL = "equal weights at every rate"
 
 console = Console()
@@ -76,19 +76,19 @@ class Job(NamedTuple):
     """
 
     problem: str
-    fast: bool
+    short: bool
     what: str | int
     threshold: float = 0.0
 
 
 @functools.cache
-def bench_of(name, fast):
-    return Bench(ALL[name](fast))
+def bench_of(name, short):
+    return Bench(ALL[name](short))
 
 
 def work(job):
     """The result of a job."""
-    bench = bench_of(job.problem, job.fast)
+    bench = bench_of(job.problem, job.short)
     if job.what == EQUAL:
         return rounded(equal_weights(bench))
     if isinstance(job.what, str):
@@ -100,7 +100,7 @@ def work(job):
 def take(found, job, result):
     """Puts a result where it belongs."""
     if job.what == EQUAL:
-        pool = FAST_POOL if job.fast else POOL
+        pool = SHORT_POOL if job.short else POOL
         found["static"] = result | {"pool": pool, "searched": [], "better": []}
     elif isinstance(job.what, str):
         found["methods"][job.what] = result
@@ -109,12 +109,12 @@ def take(found, job, result):
         found["static"]["better"] += result
 
 
-def searches(name, found, fast):
+def searches(name, found, short):
     """The random trials that are left to do."""
     static = found["static"]
     best = min(s for s in static["equal"]["validation"] if s is not None)
     left = set(range(0, static["pool"], TRIALS)) - set(static["searched"])
-    return [Job(name, fast, first, best) for first in sorted(left)]
+    return [Job(name, short, first, best) for first in sorted(left)]
 
 
 def one_core(cores):
@@ -141,8 +141,8 @@ def results_of(jobs, workers):
             yield running[future], future.result()
 
 
-def settings_of(name, fast):
-    problem = ALL[name](fast)
+def settings_of(name, short):
+    problem = ALL[name](short)
     return {
         "name": problem.name,
         "measure": problem.measure,
@@ -164,7 +164,7 @@ def save(path, found, **layout):
 def start(name, args):
     """What the folder holds of a problem, or a new record."""
     path = args.out / f"{name}.json"
-    settings = settings_of(name, args.fast)
+    settings = settings_of(name, args.short)
     if not path.is_file():
         return {"settings": settings, "static": None, "methods": {}}
     found = json.loads(path.read_text(encoding="utf-8"))
@@ -190,17 +190,17 @@ def run_all(names, methods, args):
                 progress.update(bar, advance=1, description=f"{job.problem}: {label}")
             progress.update(bar, description=title)
 
-        equal = [Job(n, args.fast, EQUAL) for n in names if not found[n]["static"]]
+        equal = [Job(n, args.short, EQUAL) for n in names if not found[n]["static"]]
         run("equal weights", equal)
         jobs = [
-            Job(name, args.fast, method)
+            Job(name, args.short, method)
             for method in methods
             for name in names
             if method not in found[name]["methods"]
         ]
         first = 3 * len(names)  # what matters most, if the run is cut off
         jobs[first:first] = [
-            job for n in names for job in searches(n, found[n], args.fast)
+            job for n in names for job in searches(n, found[n], args.short)
         ]
         run("static weights and methods", jobs)
 
@@ -221,7 +221,7 @@ def parse():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--fast", action="store_true", help="two problems, three methods, few steps")
+    add("--short", action="store_true", help="two problems, three methods, few steps")
     add("--problems", nargs="+", choices=ALL, metavar="NAME", help="default: all")
     add("--methods", nargs="+", choices=METHODS, metavar="NAME", help="default: all")
     add("--defaults", action="store_true", help="the default, its variants, controls")
@@ -240,10 +240,10 @@ def main():
     if args.draw:
         results = json.loads(args.draw.read_text(encoding="utf-8"))
     else:
-        few = list(METHODS)[:3] if args.fast else list(METHODS)
+        few = list(METHODS)[:3] if args.short else list(METHODS)
         if args.defaults:
             few = ["equal weights", *DEFAULTS]
-        names = args.problems or list(ALL)[: 2 if args.fast else None]
+        names = args.problems or list(ALL)[: 2 if args.short else None]
         run_all(names, args.methods or few, args)
         results = gather(args.out)
     # One objective in two parts counts nowhere, but is shown.

@@ -201,8 +201,8 @@ def tune_static(epochs, data, sets, seeds, budget):
 def main():
     args = arguments(__doc__, seeds=5)
     epochs, seeds, names = 12, args.seeds, list(methods())
-    sets = adult.load(stand_in=args.fast)
-    if args.fast:
+    sets = adult.load(stand_in=args.short)
+    if args.short:
         epochs, seeds, names = 2, 1, ["equal weights", "AdaTask"]
     others = jnp.asarray(np.concatenate([x for x, _ in sets[1:]]))
     data = (jax.tree.map(jnp.asarray, sets[0]), others)

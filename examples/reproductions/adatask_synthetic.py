@@ -136,7 +136,7 @@ def train(tx, records, per_record, batch_size, data, seed):
 def main():
     args = arguments(__doc__, seeds=3)
     records, per_record, rows, seeds, scales = (100, 100, 10_000, args.seeds, SCALES)
-    if args.fast:
+    if args.short:
         records, per_record, rows, seeds, scales = 5, 4, 200, 1, SCALES[1:]
     runs = {
         name: jax.jit(partial(train, tx, records, per_record, 100))

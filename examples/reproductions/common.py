@@ -21,12 +21,12 @@ console = Console()
 
 
 def arguments(description: str | None, *, seeds: int = 1) -> argparse.Namespace:
-    """``--fast``, ``--seeds`` and ``--out``, the same for every script."""
+    """``--short``, ``--seeds`` and ``--out``, the same for every script."""
     text = (description or "").strip()
     parser = argparse.ArgumentParser(
         description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--fast", action="store_true", help="seconds: does it run?")
+    parser.add_argument("--short", action="store_true", help="seconds: does it run?")
     if seeds > 1:
         parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--out", type=Path, default=Path("reproductions-results"))
@@ -64,14 +64,14 @@ def save(
 ) -> None:
     """Writes ``name.md``, ``name.json`` and ``name.png`` in ``args.out``."""
     args.out.mkdir(parents=True, exist_ok=True)
-    name = f"{name}-fast" if args.fast else name
+    name = f"{name}-short" if args.short else name
     seconds = time.perf_counter() - args.started
     machine = (
         f"JAX {jax.__version__}, Optax {optax.__version__}, Python "
         f"{platform.python_version()}, {jax.default_backend()}; {seconds:.0f} s."
     )
-    if args.fast:
-        machine = f"Fast mode: it shows that the code runs, no more. {machine}"
+    if args.short:
+        machine = f"Short run: it shows that the code runs, no more. {machine}"
     text = "\n\n".join([*tables, machine])
     (args.out / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     (args.out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")

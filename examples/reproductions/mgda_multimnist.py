@@ -207,12 +207,12 @@ class Result(NamedTuple):
 
 
 class Experiment:
-    def __init__(self, fast, seeds, advance):
-        count, held_out, test = (320, 100, 100) if fast else (10_000, 2000, 5000)
-        x, y, *self.test = multimnist.load(count + held_out, test, stand_in=fast)
+    def __init__(self, short, seeds, advance):
+        count, held_out, test = (320, 100, 100) if short else (10_000, 2000, 5000)
+        x, y, *self.test = multimnist.load(count + held_out, test, stand_in=short)
         self.data = jnp.asarray(x[:count]), jnp.asarray(y[:count])
         self.held_out = x[count:], y[count:]
-        self.seeds, self.epochs = seeds, 2 if fast else EPOCHS
+        self.seeds, self.epochs = seeds, 2 if short else EPOCHS
         self.advance = advance
 
     def run(self, method, rate, value, seeds=None):
@@ -395,15 +395,15 @@ def draw_adaptive(result, errors, weights):
 
 def main():
     args = arguments(__doc__, seeds=5)
-    seeds = 1 if args.fast else args.seeds
+    seeds = 1 if args.short else args.seeds
     rates, shares, bounds, scales = RATES, SHARES, BOUNDS, SCALES
-    if args.fast:
+    if args.short:
         rates, shares, bounds, scales = (1e-2,), (0.4,), (0.1, 10.0), (0.1, 1.0)
     total = 2 * len(rates) + len(shares)
     total += seeds * (5 + len(bounds) + len(scales))
     with Progress(console=console) as progress:
         bar = progress.add_task("training", total=total)
-        experiment = Experiment(args.fast, seeds, partial(progress.advance, bar))
+        experiment = Experiment(args.short, seeds, partial(progress.advance, bar))
         ones = (1.0, 1.0)
         (rate, _), tried = experiment.best("sum", [(r, ones) for r in rates])
         tuning = {f"sum, {r:g}": each.held_out for (r, _), each in tried.items()}

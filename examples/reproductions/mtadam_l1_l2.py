@@ -68,7 +68,7 @@ def train(tx, rate, seed, steps):
 
 def main():
     args = arguments(__doc__, seeds=5)
-    steps, seeds = (200, 2) if args.fast else (10_000, args.seeds)
+    steps, seeds = (200, 2) if args.short else (10_000, args.seeds)
     curves = {}
     jobs = [(name, rate) for rate in RATES for name in METHODS]
     for name, rate in track(jobs, "training", console=console):

@@ -93,7 +93,7 @@ ABLATIONS = {
     "v: mean of them": partial(variant, [mt.balance_by_norm(K)], reduction="mean"),
 }
 METHODS |= {name: (make, True, True) for name, make in ABLATIONS.items()}
-FAST = ("SGD with momentum", "MTAdam", "Adam, plain sum", "iii: no anchor")
+SHORT = ("SGD with momentum", "MTAdam", "Adam, plain sum", "iii: no anchor")
 GRIDS = {
     "SGD with momentum": (1e-7, 1e-6, 1e-5, 1e-4),
     "RMSProp": (1e-4, 1e-3, 1e-2),
@@ -236,16 +236,16 @@ class Trainer:
 
 def main():
     args = arguments(__doc__, seeds=3)
-    x, y, x_test, y_test = mnist.load(stand_in=args.fast)
+    x, y, x_test, y_test = mnist.load(stand_in=args.short)
     data = ((x - MEAN) / SD, y, (x_test - MEAN) / SD, y_test)
     held_out, tuning, seeds = 5000, 200, args.seeds
     steps = (len(data[0]) - held_out) // BATCH
-    if args.fast:
+    if args.short:
         small = [part[:n] for part, n in zip(data, (400, 400, 200, 200), strict=True)]
         data = (small[0][:, ::3, ::3], small[1], small[2][:, ::3, ::3], small[3])
         held_out, tuning, seeds, steps = 100, 2, 1, 4
     trainer = Trainer(data, steps, held_out)
-    names = FAST if args.fast else METHODS
+    names = SHORT if args.short else METHODS
     runs = {name: (1 if name in ABLATIONS else seeds) for name in names}
     total = steps * sum(runs.values()) + tuning * sum(
         len(GRIDS.get(name, ())) for name in runs

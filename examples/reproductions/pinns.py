@@ -197,7 +197,7 @@ def main():
     args = arguments(__doc__, seeds=3)
     steps, seeds, methods = 5000, args.seeds, METHODS
     problems = {name: make() for name, make in PROBLEMS.items()}
-    if args.fast:
+    if args.short:
         steps, seeds = 40, 1
         methods = {name: METHODS[name] for name in (SUM, "MTAdam")}
         small = partial(init_params, width=4, depth=1)
@@ -230,7 +230,7 @@ def main():
         columns += [name, "rate, weight"]
     table = show(
         f"Relative L2 error after {steps} steps, {seeds} seeds",
-        [*columns, "ms a step"],
+        [*columns, "ms per step"],
         rows,
     )
     save(args, "pinns", draw(results), [table], results)

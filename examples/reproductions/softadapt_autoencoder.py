@@ -153,14 +153,14 @@ def main():
     args = arguments(__doc__, seeds=3)
     images, tests, epochs, seeds = (8000, 2000, EPOCHS[-1], args.seeds)
     names = list(methods())
-    if args.fast:
+    if args.short:
         images, tests, epochs, seeds = 300, 200, 2, 1
         names = ["fixed, 0", "fixed, 0.0001", "fixed, 1", "loss-weighted"]
     x, y, x_test, y_test = (
-        jnp.asarray(part) for part in mnist.load(stand_in=args.fast)
+        jnp.asarray(part) for part in mnist.load(stand_in=args.short)
     )
     x, x_test = x.reshape(-1, PIXELS), x_test.reshape(-1, PIXELS)
-    classified = (x[:images], y[:images], 1) if args.fast else (x, y, 3)
+    classified = (x[:images], y[:images], 1) if args.short else (x, y, 3)
     classifier = jax.jit(train_classifier, static_argnums=2)(*classified)
     x, test = x[:images], (x_test[:tests], y_test[:tests])
     originals = jnp.argmax(forward(classifier, test[0])[1], axis=1)

@@ -111,7 +111,7 @@ def steps_needed(tx, function, most, start):
 
 def main():
     args = arguments(__doc__)
-    starts, most = (4, 2000) if args.fast else (200, 200_000)
+    starts, most = (4, 2000) if args.short else (200, 200_000)
     tables, counts = [], {}
     jobs = [(f, s, w) for f in FUNCTIONS for s in STEPS for w in weightings(2)]
     for name, step, weighting in track(jobs, "descending", console=console):

@@ -1,4 +1,4 @@
-"""GradDrop: keeps gradients of one sign in each element, drawn by their consistency."""
+"""GradDrop: keeps gradients of one sign, drawn at random, in each element."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ def grad_drop(
     leak: Any = 0.0,
     purity_fn: Callable[[jax.Array], jax.Array] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Sums the gradients of one sign, element by element, picked at random.
+    r"""Sums, in each element, the gradients of one sign, which is drawn at random.
 
     With the positive sign purity P of an element and one uniform draw :math:`U`,
 
@@ -41,14 +41,16 @@ def grad_drop(
 
     Args:
       key: A random key, typed (``jax.random.key``) or raw (``jax.random.PRNGKey``).
-      leak: :math:`\ell`, the share of each term that passes whatever the draw, in
+      leak: :math:`\ell`, the share of each term that passes whatever the draw is, in
         [0, 1]: a number, an array [K], or a pytree like the losses.
-      purity_fn: :math:`f`, increasing, [0, 1] to itself. ``None``: the identity.
+      purity_fn: :math:`f`, an increasing function from [0, 1] to itself; by default
+        the identity.
 
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates [\*p] of the
-      same dtypes. State: the key. ``update`` takes the extra argument ``present``, K
-      booleans: absent terms take no part; the draws do not depend on it.
+      same dtypes. The state is the key. ``update`` takes the extra argument
+      ``present``, K booleans: absent terms take no part, and the draws do not depend on
+      it.
 
     Raises:
       TypeError: ``key`` is not one random key.
@@ -57,7 +59,7 @@ def grad_drop(
 
     Source:
       Chen et al., "Just Pick a Sign: Optimizing Deep Multitask Models with Gradient
-      Sign Dropout", NeurIPS 2020, Eq. 1 and 2, Alg. 1, there for activations.
+      Sign Dropout", NeurIPS 2020, Eq. 1 and 2, Alg. 1, where it acts on activations.
 
     Example:
       >>> import jax, jax.numpy as jnp

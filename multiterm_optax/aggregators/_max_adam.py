@@ -1,5 +1,5 @@
 # Longer than most: three reductions and AMSGrad, all with terms that may be absent.
-"""MTAdam's second half: Adam whose step obeys the least certain term."""
+"""The second half of MTAdam: Adam with the largest second moment of the terms."""
 
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -19,10 +19,10 @@ class ScaleByMaxAdamState(NamedTuple):
     Attributes:
       count: Number of steps taken, int32.
       term_counts: Number of steps in which each term was present, [K], int32.
-      mu: First moment: of the sum of the terms, leaves [*p]; with
-        ``reduction="own"`` of each term, leaves [K, *p].
+      mu: First moment of the sum of the terms, leaves [*p]; with
+        ``reduction="own"``, first moments of the terms, leaves [K, *p].
       nu: Second moments of the terms, leaves [K, *p], in at least float32.
-      nu_max: With ``amsgrad`` the largest reduced second moment so far, else None.
+      nu_max: With ``amsgrad``, the largest reduced second moment so far, else None.
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -50,8 +50,8 @@ def scale_by_max_adam(
 
     .. math:: u = \sum_i \frac{\hat m_i}{\sqrt{\max_j \hat v_j} + \epsilon} .
 
-    One first moment serves all terms exactly: K + 1 copies of the parameters, not 2K.
-    K equal terms step K times as far as one.
+    A single first moment gives exactly this sum, so the state takes K + 1 copies of the
+    parameters, not 2K. K equal terms take a step K times as long as that of one term.
 
     Args:
       num_terms: K, the number of terms.
@@ -59,13 +59,13 @@ def scale_by_max_adam(
       b2: Decay rate of the second moments, in [0, 1).
       eps: Added outside the square root.
       eps_root: Added inside the square root.
-      reduction: ``"max"``: as above. ``"mean"``: the mean of the :math:`\hat v_j` of
-        the terms seen so far. ``"own"``: each term by its own :math:`\hat v_i`, which
-        is AdaTask's Adam and needs 2K copies.
+      reduction: ``"max"`` is as above. ``"mean"`` uses the mean of the
+        :math:`\hat v_j` of the terms seen so far. ``"own"`` divides each term by its
+        own :math:`\hat v_i`; this is AdaTask's Adam and needs 2K copies.
       amsgrad: Keep the largest reduced :math:`\hat v`, as in :func:`optax.amsgrad`.
       weights: With ``"own"``, K numbers by which the terms' own steps are multiplied,
-        not negative: an array [K] or a pytree like the losses. ``None``: all 1.
-      mu_dtype: Dtype of the first moment; ``None``: the parameter's.
+        not negative: an array [K] or a pytree like the losses; by default all 1.
+      mu_dtype: Dtype of the first moment; by default that of the parameter.
 
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates [\*p] of the
@@ -136,7 +136,7 @@ def scale_by_max_adam(
         term_counts = keep_absent(
             jnp.asarray(optax.safe_increment(state.term_counts)), state.term_counts
         )
-        # The moments of a term not seen yet are zero, whatever their divisor.
+        # The moments of a term that was not seen yet are zero, whatever their divisor.
         own_counts = jnp.maximum(term_counts, 1)
         correct_mu = 1 / _terms.bias_correction(b1, own_counts if own else step_count)
         correct_nu = 1 / _terms.bias_correction(b2, own_counts)

@@ -1,4 +1,4 @@
-"""The plainest aggregator."""
+"""The simplest aggregator, the sum of the terms."""
 
 import jax
 import optax
@@ -15,12 +15,12 @@ def sum_terms() -> optax.GradientTransformationExtraArgs:
 
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates [\*p] of the
-      same dtypes. Stateless. ``update`` takes the extra argument ``present``, K
+      same dtypes. It is stateless. ``update`` takes the extra argument ``present``, K
       booleans: absent terms are left out of the sum.
 
     Raises:
-      ValueError: An update has no term axis. With ``params`` passed to ``update`` the
-        full shape is checked, otherwise only that the update has an axis.
+      ValueError: An update has no term axis. If ``update`` is given ``params``, the
+        full shape is checked; otherwise only that the update has an axis.
 
     Example:
       >>> import jax.numpy as jnp

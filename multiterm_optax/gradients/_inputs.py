@@ -19,7 +19,7 @@ def of_primals(
     has_aux: bool,
     name: str,
 ) -> tuple[Callable[..., tuple[Any, Any]], tuple[Any, ...]]:
-    """Returns ``(losses, aux)`` as a function of the chosen arguments, and them."""
+    """Returns ``(losses, aux)`` as a function of chosen arguments, and these."""
     numbers = argument_numbers(argnums, name)
     primals = tuple(_argument(args, number, name) for number in numbers)
     for number, primal in zip(numbers, primals, strict=True):
@@ -45,7 +45,7 @@ def of_primals(
 
 
 def argument_numbers(argnums: Any, name: str) -> tuple[int, ...]:
-    """Returns ``argnums`` as a tuple of ints; there must be one, and none twice."""
+    """Returns ``argnums`` as a tuple of at least one int, without repetitions."""
     several = isinstance(argnums, Sequence) and not isinstance(argnums, str)
     numbers = [_checks.as_int(one) for one in (argnums if several else [argnums])]
     static = tuple(one for one in numbers if one is not None)
@@ -70,7 +70,7 @@ def check_parameters(params: Any, argument: str, name: str) -> None:
 
 
 def count_losses(losses: Any, name: str) -> int:
-    """Returns K; refuses what is neither an array [K] nor a pytree of K scalars."""
+    """Returns K; refuses losses that are not an array [K] or a pytree of K scalars."""
     leaves = jax.tree_util.tree_leaves_with_path(losses)
     if not leaves:
         raise ValueError(

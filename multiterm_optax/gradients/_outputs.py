@@ -1,9 +1,9 @@
 """Splits a linear function of K outputs into K functions of one output.
 
 Transposing ``tangents -> [K]`` with a one-hot cotangent multiplies numeric zeros
-through everything that the other terms depend on. Transposing one output by itself
-visits only what this output depends on. In a pytree of scalars an output is a leaf. In
-an array, the operations that assembled it (``jnp.stack``, ``jnp.array``,
+through everything that the other terms depend on. Transposing one output alone visits
+only what this output depends on. In a pytree of scalars, an output is a leaf. In an
+array, the operations that assembled it (``jnp.stack``, ``jnp.array``,
 ``jnp.concatenate``, a product with constant weights, a change of dtype or sign) are
 followed back to the scalar.
 """

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Bool
 
+from multiterm_optax import _named
 from multiterm_optax._typing import Gramian, LossesFn, Norms, Weights
 from multiterm_optax.gradients import _gramian, _inputs, _row_problem
 

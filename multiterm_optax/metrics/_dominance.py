@@ -35,7 +35,7 @@ def track_dominance(
     Place it where the term axis still exists and the updates are what the terms
     contribute to the step: ``chain(per_term(optax.adam(lr), K), track_dominance(K),
     sum_terms())``. A constant learning rate after it makes no difference to the
-    shares. A schedule does, and belongs before it.
+    shares. A schedule does make a difference, and belongs before it.
 
     Args:
       num_terms: K, the number of terms.
@@ -138,18 +138,18 @@ def dominance(state: optax.OptState) -> optax.Updates:
 def dominance_shares(dominance: optax.Updates, groups: Groups = "global") -> Any:
     r"""How many parameters each term dominates, in the five intervals of the paper.
 
-    A parameter is counted in the fifth of [0, 1] that its ``rAU`` falls in. In
-    :math:`(80\%, 100\%]` it is dominated by the term, in :math:`(40\%, 60\%]` it is
-    balanced. 0 counts in the first fifth.
+    A parameter is counted in the fifth of [0, 1] into which its ``rAU`` falls. In
+    :math:`(80\%, 100\%]` it is dominated by the term, and in :math:`(40\%, 60\%]` it is
+    balanced. The value 0 is counted in the first fifth.
 
     Args:
       dominance: What :func:`dominance` returns, leaves [K, \*p].
-      groups: ``"global"``: all parameters together. ``"leaf"``: each leaf. Otherwise
-        labels as :func:`optax.partition` takes them.
+      groups: ``"global"`` counts all parameters together, and ``"leaf"`` counts each
+        leaf separately. Otherwise labels, in the form :func:`optax.partition` takes.
 
     Returns:
-      Shares [K, 5] that sum to 1 over the fifths; with ``"leaf"`` a tree of them,
-      with labels a dict.
+      Shares [K, 5] that sum to 1 over the fifths. With ``"leaf"`` the result is a tree
+      of them, and with labels a dict.
 
     Raises:
       ValueError: ``groups`` does not match, or a leaf has no term axis.

@@ -1,4 +1,4 @@
-"""Lengths of the terms' gradients and angles between them."""
+"""Norms of the terms' gradients and angles between them."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from multiterm_optax._typing import Gramian, Norms
 
 
 def gramian(grads: Any) -> Gramian:
-    r"""Dot products of the terms' gradients, :math:`G_{ij} = g_i \cdot g_j`.
+    r"""Inner products of the terms' gradients, :math:`G_{ij} = g_i \cdot g_j`.
 
     Args:
       grads: Per-term gradients, every leaf [K, \*p].
@@ -33,7 +33,7 @@ def gramian(grads: Any) -> Gramian:
 
 
 def norms(grads: Any) -> Norms:
-    r"""Lengths of the terms' gradients, :math:`\lVert g_i \rVert_2`.
+    r"""Norms of the terms' gradients, :math:`\lVert g_i \rVert_2`.
 
     Args:
       grads: Per-term gradients, every leaf [K, \*p].
@@ -105,16 +105,16 @@ def conflicts(grads: Any) -> Float[Array, ""]:
 
 
 def alignment(grads: Any) -> Float[Array, ""]:
-    r"""How far the gradients agree, as one number.
+    r"""How well the gradients agree, as one number.
 
     .. math::
 
       2 \Bigl\lVert \frac{1}{K} \sum_i \frac{g_i}{\lVert g_i \rVert}
       \Bigr\rVert^2 - 1
 
-    1: all point in one direction; 0 for two orthogonal gradients, -1 for two opposed
-    ones. For K orthogonal gradients it is 2 / K - 1. A zero gradient counts as a term
-    without a direction.
+    It is 1 if all gradients point in one direction, 0 for two orthogonal gradients and
+    -1 for two opposed ones. For K orthogonal gradients it is 2 / K - 1. A zero gradient
+    counts as a term without a direction.
 
     Args:
       grads: Per-term gradients, every leaf [K, \*p].

@@ -18,10 +18,10 @@ class ApplyIfFiniteState(NamedTuple):
     """State of :func:`apply_if_finite`; an absent term keeps its entries.
 
     Attributes:
-      notfinite_count: Steps in a row in which the term was not finite, [K], int32.
+      notfinite_count: Consecutive steps in which the term was not finite, [K], int32.
       last_finite: Whether the term was finite when it was last present, [K].
       total_notfinite: Steps in which the term was not finite, [K], int32.
-      notfinite_steps: Steps in a row in which some term was not finite, int32.
+      notfinite_steps: Consecutive steps in which some term was not finite, int32.
       inner_state: The inner optimizer's state.
     """
 
@@ -41,24 +41,24 @@ def apply_if_finite(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Leaves out terms that are not finite: :func:`optax.apply_if_finite` by term.
 
-    A term is *not finite* in a step if its loss, if passed, or any element of its
-    gradient is infinite or NaN. It is then treated as absent: ``inner`` gets zeros for
-    it and ``present`` False. If no finite term is left, the step is skipped: the
-    updates are zero and ``inner``'s state stays.
+    A term is *not finite* in a step if any element of its gradient, or its loss if
+    losses are passed, is infinite or NaN. It is then treated as absent: ``inner`` gets
+    zeros and ``present=False`` for it. If no finite term is left, the step is skipped:
+    the updates are zero, and the state of ``inner`` stays as it was.
 
     Args:
       inner: A whole optimizer from K terms to one update, such as ``mtadam(1e-3, K)``
         or a chain with an aggregator.
       num_terms: K, the number of terms.
-      max_consecutive_errors: Steps in a row that a term may be left out, at least 0.
-        After that it is passed on, as in Optax, so that a broken run shows.
-      skip: ``"term"``: as above. ``"step"``: a term that is not finite skips the step,
-        at most ``max_consecutive_errors`` in a row, whichever terms they were.
+      max_consecutive_errors: How many steps in a row a term may be left out, at least
+        0. After that it is passed on, as in Optax, so that a broken run is noticed.
+      skip: With ``"term"`` as above. With ``"step"`` a term that is not finite skips
+        the step, at most ``max_consecutive_errors`` in a row, whichever terms they are.
 
     Returns:
       An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. With
-      ``skip="term"`` ``inner`` always gets ``present``, False for the terms left out.
-      Terms that the user declares absent are neither read nor counted.
+      ``skip="term"``, ``inner`` always gets ``present``: False for terms left out.
+      Terms that the caller declares absent are neither read nor counted.
 
     Raises:
       TypeError: ``inner`` is not a transformation.

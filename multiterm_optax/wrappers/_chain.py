@@ -19,14 +19,15 @@ def chain(
 ) -> optax.GradientTransformationExtraArgs:
     r"""``optax.chain`` that refuses a chain without its one aggregator.
 
-    Computes what :func:`optax.chain` computes and has the same state. While ``update``
-    is traced it follows the shapes: the updates come with the term axis, exactly one
-    stage removes it from every leaf, and no stage before that one was initialised for
-    updates without it. :func:`optax.chain` cannot tell. If the aggregator is forgotten
-    there, Adam broadcasts its moments and the parameters silently become [K, \*p].
+    It computes what :func:`optax.chain` computes and has the same state. While
+    ``update`` is traced, it checks the shapes: the updates must come with the term
+    axis, exactly one stage must remove it from every leaf, and no stage before that one
+    may have been initialised for updates without it. :func:`optax.chain` cannot check
+    this: if the aggregator is forgotten there, Adam broadcasts its moments, and the
+    parameters silently become [K, \*p].
 
-    Mistakes that shapes do not show pass, such as :func:`optax.add_decayed_weights`
-    before the aggregator, which decays K times.
+    A mistake that does not show in the shapes is not noticed, such as
+    :func:`optax.add_decayed_weights` before the aggregator, which decays K times.
 
     Args:
       *stages: Transformations, one of which removes the term axis. Stages of one kind
@@ -75,8 +76,8 @@ def chain(
         _checks.term_axis(updates, params, _NAME)
         if not isinstance(state, tuple) or len(state) != len(stages):
             raise ValueError(
-                f"{_NAME}: state must be a tuple of {len(stages)} states, one a stage, "
-                f"as init makes it, found {jax.tree.structure(state)}."
+                f"{_NAME}: state must be a tuple of {len(stages)} states, one for each "
+                f"stage, as made by init, found {jax.tree.structure(state)}."
             )
         removed_by = None
         states = []
@@ -130,7 +131,7 @@ def _after_the_aggregator(
 
 
 def _origin(stage: optax.GradientTransformation) -> str:
-    """Package and function that made a stage, as far as it shows them."""
+    """Package and function that made a stage, as far as they can be found."""
     update = stage.update
     made_by = getattr(update, "__qualname__", type(update).__name__).split(".")[0]
     package = (getattr(update, "__module__", None) or "").split(".")[0]
@@ -147,7 +148,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _removes(before: Any, after: Any, label: str) -> bool:
-    """Whether a stage removed the term axis, which it must from all leaves or none."""
+    """Whether a stage removed the term axis; it must do so in all leaves or in none."""
     _check_structure(before, after, label)
     removed, kept = [], []
     new_shapes = _shapes(after)

@@ -18,9 +18,9 @@ def masked(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Applies ``inner`` to some leaves and sums the terms of the others.
 
-    :func:`optax.masked` for a transformation from K terms to one update. In Optax's a
-    leaf that is left out would keep its term axis. Here it becomes :math:`\sum_i g_i`,
-    the gradient of the summed loss, for the stages that follow.
+    This is :func:`optax.masked` for a transformation from K terms to one update. With
+    Optax's, a leaf that is left out would keep its term axis. Here it becomes
+    :math:`\sum_i g_i`, the gradient of the summed loss, for the stages that follow.
 
     For a stage that keeps the term axis, such as
     :func:`multiterm_optax.balance_by_norm`, use :func:`optax.masked` with a tree of
@@ -30,13 +30,13 @@ def masked(
       inner: A transformation from K terms to one update, such as ``mtadam(1e-3, K)``
         or a chain with an aggregator. It has state for the chosen leaves only.
       mask: A tree of booleans like the parameters, a prefix of it, or a function of the
-        parameters that returns one: True for what goes through ``inner``. A function
-        sees leaves of the parameters' shapes [\*p], so that it may use ``ndim``.
+        parameters that returns one: True for leaves that go through ``inner``. A
+        function sees leaves of the parameters' shapes [\*p], so it may use ``ndim``.
       num_terms: K, the number of terms.
 
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates [\*p]. Its
-      state is an :class:`optax.MaskedState`. A term that is absent by ``present`` is
+      state is an :class:`optax.MaskedState`. A term that ``present`` marks as absent is
       left out of the sum.
 
     Raises:
@@ -112,7 +112,7 @@ def _full_mask(flags: Any, tree: Any, name: str) -> Any:
     for path, flag in jax.tree_util.tree_leaves_with_path(flags):
         if not isinstance(flag, bool | np.bool_):
             raise TypeError(
-                f"{name}: mask must hold booleans that are no arrays, found {flag!r} "
+                f"{name}: mask must hold booleans that are not arrays, found {flag!r} "
                 f"in mask{jax.tree_util.keystr(path)}."
             )
     return _checks.for_each_leaf(

@@ -19,7 +19,7 @@ class MultiStepsState(NamedTuple):
     """State of :func:`multi_steps`.
 
     ``mini_step == 0`` after an update means that ``inner`` has just taken a step on the
-    means, which are still held. The next microbatch starts new ones.
+    means, which are still stored. The next microbatch starts new ones.
 
     Attributes:
       mini_step: Microbatches since the last step, int32.
@@ -45,14 +45,14 @@ def multi_steps(
 ) -> optax.GradientTransformationExtraArgs:
     r"""One step of ``inner`` for several microbatches: :class:`optax.MultiSteps`.
 
-    Keeps the mean of each term's gradients over k microbatches,
+    It keeps the mean of each term's gradients over k microbatches,
 
     .. math:: \bar g_i \leftarrow \bar g_i + (g_i - \bar g_i) / n_i ,
 
-    where :math:`n_i` counts the microbatches in which term i was present, and that of
-    its losses. At the k-th ``inner`` takes one step on the means; at the others the
-    updates are zero. If the losses are means over examples and the microbatches have
-    one size, this is the step on the large batch.
+    where :math:`n_i` counts the microbatches in which term i was present, and likewise
+    the mean of its losses. At the k-th microbatch ``inner`` takes one step on the
+    means; at the others the updates are zero. If the losses are means over examples and
+    all microbatches have the same size, this is the step on the large batch.
 
     Args:
       inner: A whole optimizer from K terms to one update, such as ``mtadam(1e-3, K)``
@@ -62,13 +62,13 @@ def multi_steps(
 
     Returns:
       An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. The
-      means of ``losses`` reach ``inner``, structured as they are passed; pass them for
-      every microbatch or for none. ``present``, if passed, reaches it as True for terms
-      present in any of the k. Other extra arguments are those of the k-th.
+      means of ``losses`` are passed to ``inner`` in the structure they came in; pass
+      losses for every microbatch or for none. If ``present`` is passed, ``inner`` gets
+      True for terms present in any of the k. Other extra arguments are the k-th's.
 
     Raises:
-      TypeError: ``inner`` is not a transformation, or ``every_k_schedule`` neither an
-        int nor a function.
+      TypeError: ``inner`` is not a transformation, or ``every_k_schedule`` is neither
+        an int nor a function.
       ValueError: ``every_k_schedule`` is less than 1, ``inner`` leaves the term axis
         on, or an update lacks the leading term axis.
 

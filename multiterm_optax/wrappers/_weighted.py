@@ -29,30 +29,30 @@ class WeightedState(NamedTuple):
 def weighted(
     weighting: Weighting, inner: optax.GradientTransformation, num_terms: int
 ) -> optax.GradientTransformationExtraArgs:
-    r"""An ordinary optimizer on the weighted sum of the terms' gradients.
+    r"""Applies an ordinary optimizer to the weighted sum of the terms' gradients.
 
     .. math:: u = \mathrm{inner}\Bigl(\sum_i w_i g_i\Bigr)
 
     If the weighting asks for the step to be skipped (by ``ready`` in its state, as
-    :func:`multiterm_optax.inexact_mgda` does), the updates are zero and ``inner``'s
-    whole state stays unchanged.
+    :func:`multiterm_optax.inexact_mgda` does), the updates are zero and the whole state
+    of ``inner`` stays unchanged.
 
     Args:
-      weighting: What finds the weights, such as :func:`multiterm_optax.mgda`.
+      weighting: A weighting, such as :func:`multiterm_optax.mgda`.
       inner: The optimizer, with its learning rate, such as ``optax.adam(1e-3)``.
       num_terms: K, the number of terms.
 
     Returns:
       An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. The
       extra arguments ``losses`` and ``present`` (K booleans; see
-      :func:`multiterm_optax.reweight`) go to the weighting only, all others to
-      ``inner``, too. To an ``inner`` that asks for them, ``grad`` and, where losses are
-      given, ``value`` are those of the weighted sum, unless you pass your own; of a
-      ``value_fn`` that returns the losses it gets the weighted sum. If all terms are
+      :func:`multiterm_optax.reweight`) go only to the weighting, and all others also to
+      ``inner``. If ``inner`` takes ``grad`` and ``value``, it gets those of the
+      weighted sum (``value`` only if losses are given), unless you pass your own; if a
+      ``value_fn`` returns the losses, it gets their weighted sum. If all terms are
       absent, ``inner`` sees a zero gradient.
 
     Raises:
-      TypeError: ``weighting`` or ``inner`` is something else.
+      TypeError: ``weighting`` is not a weighting, or ``inner`` not a transformation.
       ValueError: ``losses`` is missing or does not have K values, or an update lacks
         the leading term axis.
 
@@ -92,7 +92,7 @@ def weighted(
             vector = step._replace(losses=values).losses_vector(name, num_terms)
             return _terms.weighted_sum(weights, cast(jax.Array, vector))
 
-        # Only here the loss is known whose gradient the inner optimizer gets.
+        # Only here is the loss known whose gradient the inner optimizer gets.
         extra_args = _searching.arguments(step.extra_args, total, losses, value)
 
         def take(inner_state: optax.OptState) -> tuple[optax.Updates, optax.OptState]:
