@@ -15,6 +15,8 @@ from multiterm_optax.gradients import residual_attention as residual_attention
 from multiterm_optax.gradients import stack_terms as stack_terms
 from multiterm_optax.gradients import term_grads as term_grads
 from multiterm_optax.gradients import value_and_one_grad as value_and_one_grad
+from multiterm_optax.gradients import check_row_losses as check_row_losses
+from multiterm_optax.gradients import value_and_feature_grad as value_and_feature_grad
 from multiterm_optax.gradients import value_and_row_grads as value_and_row_grads
 from multiterm_optax.gradients import value_and_term_grads as value_and_term_grads
 from multiterm_optax.gradients import value_and_weighted_grad as value_and_weighted_grad

@@ -244,6 +244,13 @@ def test_gpu_script_runs_anywhere_and_says_where(load, tmp_path, capsys):
     assert "Not judged here." in (tmp_path / "gpu-short.md").read_text()
 
 
+@pytest.mark.slow
+def test_rows_script_runs_anywhere(load, capsys):
+    results = load("rows").main(["--short"])
+    assert np.isfinite(results).all()
+    assert "transformer" in capsys.readouterr().out
+
+
 # --- the peers, where they are installed -------------------------------------------
 
 

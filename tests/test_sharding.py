@@ -418,7 +418,7 @@ def weights_first_on_one_device():
     return jax.jit(single.update)(single.init(K), start(), rows())
 
 
-@pytest.mark.parametrize("gramian", ["leaf", "stack", "forward"])
+@pytest.mark.parametrize("gramian", [None, "leaf", "stack", "forward"])
 def test_weights_first_on_explicit_axes(gramian):
     mesh = mesh_of("explicit")
     _, expected, expected_state = weights_first_on_one_device()

@@ -6,6 +6,7 @@ these tests compile nothing.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from jax.experimental import checkify
@@ -112,7 +113,48 @@ def attended(params):
     return attention.update(jnp.sum(params["w"], axis=1), attention.init(2))
 
 
+def rows_as_terms(weighting, **owners):
+    def step(params):
+        fn = mt.value_and_weighted_grad(row_losses, weighting, gramian="rows")
+        return fn.update(fn.init(K), params, jnp.ones((K, 3)), **owners)
+
+    return step
+
+
+def at_the_cuts(weighting):
+    """A layer large enough that its gradients are not made, and a table."""
+
+    def losses_fn(layer, table):
+        rows = table.at[jnp.array([1, 3])].get(mode="clip") @ layer
+        return jnp.sum(rows[:, :K] ** 2, axis=0)
+
+    def step(params):
+        del params
+        layer, table = jnp.ones((128, 128)), jnp.ones((512, 128))
+        fn = mt.value_and_weighted_grad(losses_fn, weighting, argnums=(0, 1))
+        return fn.update(fn.init(K), layer, table)
+
+    return step
+
+
+def feature_grad(params):
+    fn = mt.value_and_feature_grad(
+        lambda w: w * 2.0,
+        lambda z, b: {"a": jnp.sum(z), "b": jnp.sum(z**2) * b, "c": b},
+        mt.mgda(),
+    )
+    return fn.update(fn.init(K), params["w"], params["b"])
+
+
 GRADIENTS = {
+    "value_and_feature_grad": feature_grad,
+    "value_and_weighted_grad, cuts": at_the_cuts(mt.mgda()),
+    "value_and_weighted_grad, norms at cuts": at_the_cuts(mt.by_norm()),
+    "value_and_weighted_grad, rows": rows_as_terms(mt.mgda()),
+    "value_and_weighted_grad, norms of rows": rows_as_terms(mt.by_norm()),
+    "value_and_weighted_grad, owners": rows_as_terms(
+        mt.mgda(), row_terms=np.array([0, 2, 2]), row_weights=np.ones(K, np.float32)
+    ),
     "value_and_term_grads": mt.value_and_term_grads(losses_fn),
     "term_grads": mt.term_grads(losses_fn),
     "value_and_weighted_grad, losses": weighted_grad(mt.by_loss()),

@@ -6,6 +6,12 @@ axis, in the order of ``jax.tree.leaves(losses)``. Alternatively the weights are
 first, and the result is the gradient of the weighted sum, ``[*p]``.
 """
 
+from multiterm_optax.gradients._check_row_losses import (
+    check_row_losses as check_row_losses,
+)
+from multiterm_optax.gradients._feature_grad import (
+    value_and_feature_grad as value_and_feature_grad,
+)
 from multiterm_optax.gradients._ntk_traces import ntk_traces as ntk_traces
 from multiterm_optax.gradients._one_grad import value_and_one_grad as value_and_one_grad
 from multiterm_optax.gradients._residual_attention import (

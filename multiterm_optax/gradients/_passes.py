@@ -33,6 +33,18 @@ def choose(
     return "vmap" if "conv_general_dilated" in names else "loop"
 
 
+def in_a_batch(linear: Callable[..., Any], inputs: tuple[Any, ...]) -> Passes:
+    """``"vmap"``, but for programs that an older XLA:CPU gets wrong in a batch."""
+    if jax.default_backend() != "cpu":
+        return "vmap"
+    for eqn in equations(linear, inputs):
+        if eqn.primitive.name == "dot_general":
+            _, (batched, _) = eqn.params["dimension_numbers"]
+            if batched:
+                return "loop"
+    return "vmap"
+
+
 def unrolled(
     linear: Callable[..., Any], primals: tuple[Any, ...], num_terms: int
 ) -> list[Any]:

@@ -1,4 +1,4 @@
-# Longer than most: it decides which rows each pass takes, and checks what it is given.
+# Longer than most: it decides which rows each pass takes.
 """Per-term gradients of terms that own their rows of a batch, each row used once."""
 
 import functools
@@ -8,11 +8,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jax.tree_util import keystr
 from jaxtyping import Array, Bool, Float, Int
 
-from multiterm_optax import _checks, _words
-from multiterm_optax.gradients import _inputs, _passes
+from multiterm_optax import _checks
+from multiterm_optax.gradients import _inputs, _passes, _rows
 from multiterm_optax.gradients._passes import Passes
 
 
@@ -104,13 +103,13 @@ def value_and_row_grads(
         row_weights: Any = None,
         **kwargs: Any,
     ) -> tuple[Any, Any]:
-        row_terms = _integers(row_terms, name)
-        num_rows = _check_rows(rows, row_terms, name)
+        row_terms = _rows.integers(row_terms, name)
+        num_rows = _rows.check(rows, row_terms, name)
         if row_weights is not None:
-            row_weights = _row_weights(row_weights, num_rows, name)
+            row_weights = _rows.row_weights(row_weights, num_rows, name)
         _inputs.check_parameters(params, "params", name)
         size = min(capacity or -(-num_rows // num_terms), num_rows)
-        weights = _normalized(row_terms, row_weights, num_terms, reduction)
+        weights = _rows.normalized(row_terms, row_weights, num_terms, reduction)
         plan = _plan(row_terms, weights, num_terms, size, promised=capacity is not None)
 
         def one_pass(
@@ -120,7 +119,7 @@ def value_and_row_grads(
 
             def loss(params: Any) -> jax.Array:
                 losses = row_losses_fn(params, chosen, *args, **kwargs)
-                _check_losses(losses, size, name)
+                _rows.check_losses(losses, size, name)
                 return jnp.sum(losses * weights.astype(losses.dtype))
 
             value, grads = jax.value_and_grad(loss)(params)
@@ -153,22 +152,6 @@ def value_and_row_grads(
         )
 
     return fn
-
-
-def _normalized(
-    row_terms: Array, row_weights: Any, num_terms: int, reduction: str
-) -> Array:
-    """The factor of each row's loss in its term's loss."""
-    if row_weights is None:
-        weights = jnp.ones(row_terms.shape, jnp.result_type(float))
-    else:
-        weights = jnp.asarray(row_weights, jnp.result_type(float))
-    if reduction == "sum":
-        return weights
-    owners = row_terms[None, :] == jnp.arange(num_terms)[:, None]
-    totals = jnp.sum(jnp.where(owners, weights[None, :], 0), axis=1)
-    total = totals[jnp.clip(row_terms, 0, num_terms - 1)]
-    return weights / jnp.where(total > 0, total, 1)
 
 
 def _plan(
@@ -215,59 +198,3 @@ def _add(stacked: Any, extra: Any, term: Array) -> Any:
         return jax.lax.dynamic_update_index_in_dim(leaf, old + added, term, 0)
 
     return jax.tree.map(one_leaf, stacked, extra)
-
-
-def _integers(row_terms: Any, name: str) -> Array:
-    try:
-        numbers = jnp.asarray(row_terms)
-    except (TypeError, ValueError):
-        numbers = None
-    if numbers is None or not jnp.issubdtype(numbers.dtype, jnp.integer):
-        found = _words.describe(row_terms) if numbers is None else numbers.dtype
-        raise TypeError(f"{name}: row_terms must be integers, found {found}.")
-    return numbers
-
-
-def _check_rows(rows: Any, row_terms: Array, name: str) -> int:
-    if row_terms.ndim != 1 or row_terms.shape[0] == 0:
-        raise ValueError(
-            f"{name}: row_terms must have shape (B,) with B at least 1, found "
-            f"{row_terms.shape}."
-        )
-    num_rows = row_terms.shape[0]
-    for path, leaf in jax.tree_util.tree_leaves_with_path(rows):
-        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != num_rows:
-            raise ValueError(
-                f"{name}: rows{keystr(path)} must have {num_rows} rows, as row_terms, "
-                f"found shape {jnp.shape(leaf)}."
-            )
-    return num_rows
-
-
-def _row_weights(value: Any, num_rows: int, name: str) -> Array:
-    try:
-        weights = jnp.asarray(value)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"{name}: row_weights must be numbers, found {_words.describe(value)}."
-        ) from None
-    if weights.shape != (num_rows,):
-        raise ValueError(
-            f"{name}: row_weights must have shape ({num_rows},), one for each of "
-            f"row_terms, found {weights.shape}."
-        )
-    traced = any(isinstance(one, Tracer) for one in jax.tree.leaves(value))
-    # Booleans, which are refused elsewhere, include or exclude rows.
-    if weights.dtype != jnp.bool_ and not traced:
-        _checks.non_negative(value, "row_weights", name, array=True)
-    return weights
-
-
-def _check_losses(losses: Any, size: int, name: str) -> None:
-    if getattr(losses, "shape", None) != (size,):
-        found = getattr(losses, "shape", type(losses).__name__)
-        raise ValueError(
-            f"{name}: row_losses_fn must return one loss for each row, shape "
-            f"({size},) for the {size} rows of a pass, found {found}."
-        )
-    _checks.floating(losses, "the result of row_losses_fn", name)

@@ -1,46 +1,15 @@
-# Longer than most: weights can be held, shared and absent, and each has its rule.
 """Finds the weights first, then takes one ordinary backward pass."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Bool
-
-from multiterm_optax import _checks, _named, _terms, _weighting
 from multiterm_optax._typing import LossesFn
 from multiterm_optax._weighting import Weighting
-from multiterm_optax.gradients import _gramian, _inputs
-
-
-class WeightedGradState(NamedTuple):
-    """State of :func:`value_and_weighted_grad`.
-
-    Attributes:
-      weights: The weights in use, [K] or [K, K]; ones, or the identity, before the
-        first step. Held weights of an absent term are kept but not used.
-      weighting: The weighting's own state.
-      count: Number of steps so far, int32.
-    """
-
-    weights: jax.Array
-    weighting: Any
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-
-
-class WeightedGrad(NamedTuple):
-    """The pair of functions that :func:`value_and_weighted_grad` returns.
-
-    Attributes:
-      init: ``init(num_terms) -> state``.
-      update: ``update(state, *args, present=None, **kwargs) -> (losses, grads,
-        state)``, with the arguments of ``losses_fn``.
-    """
-
-    init: Callable[[int], WeightedGradState]
-    update: Callable[..., tuple[Any, Any, WeightedGradState]]
+from multiterm_optax.gradients import _weights_first
+from multiterm_optax.gradients._weights_first import WeightedGrad as WeightedGrad
+from multiterm_optax.gradients._weights_first import (
+    WeightedGradState as WeightedGradState,
+)
 
 
 def value_and_weighted_grad(
@@ -49,9 +18,10 @@ def value_and_weighted_grad(
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     *,
-    gramian: _gramian.Way | None = None,
+    gramian: _weights_first.Way | None = None,
     every: int = 1,
     shared: Any = None,
+    measured: Any = None,
 ) -> WeightedGrad:
     r"""Losses and the gradient of their weighted sum, the weights found first.
 
@@ -62,26 +32,27 @@ def value_and_weighted_grad(
 
     where the rows of J are the gradients of the K losses and w is held constant. Up to
     rounding the result is that of :func:`multiterm_optax.reweight` and
-    :func:`multiterm_optax.sum_terms`, but K gradients are never kept at once: their
-    backward passes leave dot products only, and one more backward pass computes g. With
-    a weighting that reads losses only, that is the one backward pass.
+    :func:`multiterm_optax.sum_terms`, but K gradients are never kept at once, and one
+    more backward pass computes g: the only one, if the weighting reads losses only.
 
     Args:
       losses_fn: As in :func:`multiterm_optax.value_and_term_grads`. With ``present``
         it must not compute with missing values, such as NaN labels.
-      weighting: What finds the weights, such as :func:`multiterm_optax.mgda`.
+      weighting: What finds the weights.
       argnums: Positional argument of ``losses_fn``, or arguments, to differentiate.
       has_aux: Whether ``losses_fn`` returns ``(losses, aux)``.
-      gramian: How the dot products are found. ``"leaf"``: from unrolled backward
-        passes, leaf by leaf. ``"stack"``: from batched passes. ``"forward"``: in a loop
-        of backward and forward derivatives, with the least memory. ``None``: chosen by
-        the number of terms and the program.
+      gramian: How the dot products are found. ``None``: from activations and
+        derivatives at the layers' outputs where that costs less than K gradients.
+        ``"leaf"``, ``"stack"``, ``"forward"``: always from K gradients. ``"rows"``: for
+        row losses, see below.
       every: n, a static int: the weights are found in the first of n steps and held in
         the others, which take one backward pass.
       shared: The parameters that the terms share, as booleans: a tree like the
         gradients, a prefix of it, or a function from what is differentiated to one.
         Only they enter the gramian and receive the weighted gradient; the others, such
         as a term's own head, receive that of the plain sum. ``None``: all are shared.
+      measured: The parameters that enter the gramian, if not the shared ones, in the
+        same form: the last layer, say. The K passes end there.
 
     Returns:
       A :class:`multiterm_optax.gradients.WeightedGrad`. ``init(num_terms)`` makes the
@@ -89,13 +60,15 @@ def value_and_weighted_grad(
       ``losses_fn`` and the extra arguments that the weighting reads. It returns
       ``(losses, grads, state)``, or ``((losses, aux), grads, state)`` with ``has_aux``.
       ``grads`` looks like the parameters, [\*p], for any Optax optimizer.
+      With ``gramian="rows"`` it takes ``(state, params, rows, *args, row_terms=None,
+      row_weights=None)`` as :func:`value_and_row_grads`, each row a term by default,
+      computed alone: see :func:`check_row_losses`.
 
     Raises:
-      TypeError: ``weighting``, ``every``, ``shared`` or the state is something else, or
-        a loss or parameter is not real floating point.
-      ValueError: ``every`` is below 1, ``gramian`` is not a choice or not possible,
-        ``shared`` or ``present`` does not fit, or the number of losses is not
-        ``num_terms``.
+      TypeError: An argument is of another kind, or a loss or parameter is not real
+        floating point.
+      ValueError: ``every`` is below 1, ``gramian`` is not possible, or ``shared``,
+        ``measured``, ``present`` or the number of losses does not fit.
 
     Example:
       >>> import jax.numpy as jnp
@@ -110,139 +83,14 @@ def value_and_weighted_grad(
       >>> [round(float(g), 6) for g in grads]
       [0.8, 0.4]
     """
-    name = "value_and_weighted_grad"
-    _checks.function(losses_fn, "losses_fn", name)
-    _weighting.check(weighting, name)
-    _checks.one_of(gramian, "gramian", name, _gramian.WAYS)
-    every = _checks.static_int(every, "every", name, low=1)
-    asked_for = _weighting.extra_arguments(weighting)
-
-    def init(num_terms: int) -> WeightedGradState:
-        num_terms = _checks.num_terms(num_terms, name)
-        state = weighting.init(num_terms)
-        return WeightedGradState(
-            weights=_weighting.neutral_weights(weighting, state, num_terms),
-            weighting=state,
-            count=jnp.zeros([], jnp.int32),
-        )
-
-    def update(
-        state: WeightedGradState,
-        *args: Any,
-        present: Any = None,
-        **kwargs: Any,
-    ) -> tuple[Any, Any, WeightedGradState]:
-        _check_state(state, name)
-        extra_args = {key: kwargs.pop(key) for key in asked_for if key in kwargs}
-        function, primals = _inputs.of_primals(
-            losses_fn, args, kwargs, argnums, has_aux, name
-        )
-        named = primals if isinstance(argnums, Sequence) else primals[0]
-        trunk = None if shared is None else _broadcast(shared, named, name)
-
-        losses, linear, aux = jax.linearize(function, *primals, has_aux=True)
-        num_terms = _inputs.count_losses(losses, name)
-        if state.weights.shape[-1] != num_terms:
-            raise ValueError(
-                f"{name}: losses_fn must return num_terms={state.weights.shape[-1]} "
-                f"losses, as given to init, found {num_terms}{_named.listed(losses)}."
-            )
-        with _named.seen(losses):
-            present = _checks.present(present, name, num_terms)
-        vector: Any = _checks.losses(losses, name, num_terms, needed=True)
-        vector = _terms.only_present(present, vector)
-
-        def find() -> tuple[jax.Array, Any]:
-            read = None
-            if weighting.reads_gramian:
-                read = _gramian.gramian_of
-            elif weighting.reads_norms:
-                read = _gramian.squared_norms_of
-            products = None
-            if read is not None:
-                products = read(
-                    linear,
-                    primals,
-                    losses,
-                    num_terms=num_terms,
-                    way=gramian,
-                    shared=trunk,
-                    name=name,
-                )
-            read_only = jax.lax.stop_gradient((products, state.weighting, vector))
-            with _named.seen(losses):  # they say what the terms are called
-                weights, inner = _weighting.weights_from(
-                    weighting, *read_only, present, **extra_args
-                )
-            weights = weights.astype(state.weights.dtype)
-            if present is not None and every > 1:
-                # Zero before the first step, and where the step is to be skipped.
-                has_weights = state.count > 0
-                ready = _weighting.ready(inner)
-                if ready is not None:
-                    has_weights = has_weights & ready
-                held = jnp.where(has_weights, state.weights, 0)
-                weights = jnp.where(_both(present, weights.ndim), weights, held)
-            return weights, inner
-
-        if every == 1:
-            weights, inner = find()
-        else:
-            weights, inner = jax.lax.cond(
-                state.count % every == 0,
-                find,
-                lambda: (state.weights, state.weighting),
-            )
-
-        pullback = jax.linear_transpose(linear, *primals)
-        total = jax.lax.stop_gradient(weights)
-        if present is not None:
-            total = _weighting.mask_weights(present, total)
-        total = total.sum(axis=0) if total.ndim == 2 else total
-        grads = pullback(_inputs.cotangents(losses, total))
-        if trunk is not None:
-            # XLA drops what is not used: the trunk's part of this pass, and the heads'
-            # part of the other.
-            ones = _terms.only_present(present, jnp.ones_like(total))
-            plain = pullback(_inputs.cotangents(losses, ones))
-            flags = jax.tree.structure(grads).unflatten(trunk)
-            grads = jax.tree.map(
-                lambda flag, *both: both[not flag], flags, grads, plain
-            )
-        picked = grads if isinstance(argnums, Sequence) else grads[0]
-        count = jnp.asarray(optax.safe_increment(state.count))
-        after = WeightedGradState(weights, inner, count)
-        return ((losses, aux) if has_aux else losses), picked, after
-
-    return WeightedGrad(init, update)
-
-
-def _both(present: Bool[Array, " K"], ndim: int) -> jax.Array:
-    """Which weights, [K] or [K, K], belong to present terms only."""
-    return present if ndim == 1 else present[:, None] & present[None, :]
-
-
-def _check_state(state: Any, name: str) -> None:
-    if not isinstance(state, WeightedGradState):
-        raise TypeError(
-            f"{name}: update must be called as update(state, *args) with the "
-            "WeightedGradState that init(num_terms) or the last update returned, found "
-            f"{type(state).__name__}."
-        )
-
-
-def _broadcast(shared: Any, tree: Any, name: str) -> list[bool]:
-    """One boolean for each leaf of what is differentiated."""
-    named = shared(tree) if callable(shared) else shared
-    full = _checks.for_each_leaf(
-        named, tree, "shared", name, holds="booleans", like="gradients"
+    return _weights_first.weights_first(
+        losses_fn,
+        weighting,
+        argnums,
+        has_aux,
+        gramian,
+        every,
+        shared,
+        measured,
+        "value_and_weighted_grad",
     )
-    flags = jax.tree.leaves(full)
-    for flag in flags:
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name}: shared must hold booleans, found {flag!r}.")
-    if not any(flags):
-        raise ValueError(
-            f"{name}: shared must name at least one parameter, found none."
-        )
-    return flags

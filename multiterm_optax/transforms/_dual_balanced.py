@@ -28,7 +28,7 @@ class DualBalancedState(NamedTuple):
 
 
 def dual_balanced(
-    num_terms: int, *, anchor: int = 0
+    num_terms: int, *, anchor: int | str = 0
 ) -> optax.GradientTransformationExtraArgs:
     r"""Weighs conditions against the residual, and among themselves (DB-PINN).
 
@@ -44,7 +44,7 @@ def dual_balanced(
 
     Args:
       num_terms: K, the number of terms.
-      anchor: Index of the residual.
+      anchor: The residual, by its index or by its name in the losses.
 
     Returns:
       A transformation of updates, every leaf [K, \*p], to the same shapes and dtypes.
@@ -73,7 +73,7 @@ def dual_balanced(
     """
     name = "dual_balanced"
     num_terms = _checks.num_terms(num_terms, name)
-    anchor = _checks.term_index(anchor, "anchor", name, num_terms)
+    anchor = _checks.term(anchor, "anchor", name, num_terms)
 
     def init_fn(params: optax.Params) -> DualBalancedState:
         del params
@@ -90,12 +90,13 @@ def dual_balanced(
         leaves = jax.tree.leaves(step.updates)
         given: Any = step.losses_vector(name, num_terms, needed=True)
         losses = jnp.abs(jax.lax.stop_gradient(given)).astype(state.losses.dtype)
-        size = _statistics.largest(leaves, num_terms)[anchor]
+        chosen = _checks.term_at(anchor, "anchor", name, num_terms)
+        size = _statistics.largest(leaves, num_terms)[chosen]
         means = _statistics.mean(leaves, num_terms)
 
         known = (means > 0) & jnp.isfinite(means) & jnp.isfinite(losses)
         known = known & (size > 0) & jnp.isfinite(size)
-        known = known & (jnp.arange(num_terms) != anchor)
+        known = known & (jnp.arange(num_terms) != chosen)
         if step.present is not None:
             known = known & step.present
         seen = jnp.asarray(optax.safe_increment(state.seen))

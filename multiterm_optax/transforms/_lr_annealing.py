@@ -29,7 +29,7 @@ def lr_annealing(
     decay: Scalar = 0.9,
     statistic: Literal["max", "mean"] = "max",
     *,
-    anchor: int = 0,
+    anchor: int | str = 0,
     plain: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Weighs the terms so that their gradients match the residual's (LR annealing).
@@ -47,7 +47,7 @@ def lr_annealing(
       num_terms: K, the number of terms.
       decay: :math:`\beta`, in [0, 1): the old weight's share.
       statistic: ``"mean"``: the mean of :math:`\lvert g_a \rvert`, not its maximum.
-      anchor: Index of the residual.
+      anchor: The residual, by its index or by its name in the losses.
       plain: Whether :math:`\lambda_i` is left out under the mean. With it, as printed,
         constant gradients lead to the *root* of their ratio; without it, to the ratio.
 
@@ -77,7 +77,7 @@ def lr_annealing(
     num_terms = _checks.num_terms(num_terms, name)
     _checks.decay(decay, "decay", name)
     _checks.one_of(statistic, "statistic", name, ("max", "mean"))
-    anchor = _checks.term_index(anchor, "anchor", name, num_terms)
+    anchor = _checks.term(anchor, "anchor", name, num_terms)
     _checks.one_of(plain, "plain", name, (False, True))
 
     def init_fn(params: optax.Params) -> LRAnnealingState:
@@ -90,11 +90,12 @@ def lr_annealing(
         leaves, old = jax.tree.leaves(step.updates), state.averages
         means = _statistics.mean(leaves, num_terms)
         sizes = means if statistic == "mean" else _statistics.largest(leaves, num_terms)
-        size = sizes[anchor]
+        chosen = _checks.term_at(anchor, "anchor", name, num_terms)
+        size = sizes[chosen]
         known = (size > 0) & (means > 0) & jnp.isfinite(size) & jnp.isfinite(means)
         found = _statistics.ratio(size, means, *(() if plain else (old,)))
         moved = _averages.toward(decay, found, old, known)
-        moved = jnp.where(jnp.arange(num_terms) == anchor, 1, moved)
+        moved = jnp.where(jnp.arange(num_terms) == chosen, 1, moved)
         averages = _terms.keep_absent(step.present, moved, old)
         scaled = jax.tree.map(partial(_terms.scale, averages), step.updates)
         return scaled, LRAnnealingState(averages)

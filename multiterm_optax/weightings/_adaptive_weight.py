@@ -9,8 +9,8 @@ from multiterm_optax._weighting import Problem, Weighting
 
 
 def adaptive_weight(
-    main: int = 0,
-    auxiliary: int = 1,
+    main: int | str = 0,
+    auxiliary: int | str = 1,
     max: Scalar = 1e4,
     *,
     eps: Scalar = 1e-8,
@@ -29,8 +29,8 @@ def adaptive_weight(
     and all others have the weight 1.
 
     Args:
-      main: Index of the term that sets the size.
-      auxiliary: Index of the term that is brought to it.
+      main: The term that sets the size, by its index or by its name in the losses.
+      auxiliary: The term that is brought to it, in the same way.
       max: :math:`w_{\max}`, positive.
       eps: :math:`\epsilon`, not negative.
       absolute: Whether :math:`e = \epsilon`: 1e-4 in the authors' code, at any scale.
@@ -58,8 +58,8 @@ def adaptive_weight(
     """
     name = "adaptive_weight"
     largest = max
-    main = _checks.term_index(main, "main", name)
-    auxiliary = _checks.term_index(auxiliary, "auxiliary", name)
+    main = _checks.term(main, "main", name)
+    auxiliary = _checks.term(auxiliary, "auxiliary", name)
     if main == auxiliary:
         raise ValueError(
             f"{name}: auxiliary must be another term than main={main}, found "
@@ -70,15 +70,17 @@ def adaptive_weight(
     _checks.one_of(absolute, "absolute", name, (False, True))
 
     def init(num_terms: int) -> optax.EmptyState:
-        _checks.term_index(main, "main", name, num_terms)
-        _checks.term_index(auxiliary, "auxiliary", name, num_terms)
+        _checks.term(main, "main", name, num_terms)
+        _checks.term(auxiliary, "auxiliary", name, num_terms)
         return optax.EmptyState()
 
     def find(
         problem: Problem, state: optax.EmptyState
     ) -> tuple[Weights, optax.EmptyState]:
         norms = jnp.sqrt(problem.squared_norms)
-        size, own = norms[main], norms[auxiliary]
+        at = _checks.term_at(main, "main", name, problem.num_terms)
+        own_at = _checks.term_at(auxiliary, "auxiliary", name, problem.num_terms)
+        size, own = norms[at], norms[own_at]
         added = eps if absolute else eps * size
         # Never 0 / 0, and no quotient that overflows: where it would, the bound holds.
         within = size < largest * (own + added)
@@ -86,9 +88,9 @@ def adaptive_weight(
         weight = jnp.where(within, ratio, jnp.where(size > 0, largest, 0))
         known = jnp.isfinite(size) & jnp.isfinite(own)
         if problem.present is not None:
-            known = known & problem.present[main]
+            known = known & problem.present[at]
         weight = jnp.where(known, weight, 1).astype(norms.dtype)
-        is_auxiliary = jnp.arange(problem.num_terms) == auxiliary
+        is_auxiliary = jnp.arange(problem.num_terms) == own_at
         return jnp.where(is_auxiliary, weight, jnp.ones_like(norms)), state
 
     return _weighting.method(name, init, find, reads_norms=True)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from multiterm_optax import _checks, _weighting, _words
+from multiterm_optax import _checks, _named, _weighting, _words
 from multiterm_optax._typing import Scalar, Weights
 from multiterm_optax._weighting import Problem, Weighting
 from multiterm_optax.weightings import _losses
@@ -77,7 +77,9 @@ def excess(learning_rate: Scalar = 0.01, floor: Any = None) -> Weighting:
         if floor is None:
             return None
         try:
-            values = jnp.asarray(floor, jnp.result_type(float))
+            values = jnp.asarray(
+                _named.by_name(floor, "floor", name), jnp.result_type(float)
+            )
         except (TypeError, ValueError):
             raise TypeError(
                 f"{name}: floor must be {num_terms} numbers, one for each term, found "
@@ -86,7 +88,8 @@ def excess(learning_rate: Scalar = 0.01, floor: Any = None) -> Weighting:
         if values.shape != (num_terms,):
             raise ValueError(
                 f"{name}: floor must have shape ({num_terms},), one value for each of "
-                f"num_terms={num_terms} terms, found shape {values.shape}."
+                f"num_terms={num_terms} terms{_named.in_order(num_terms)}, found shape "
+                f"{values.shape}{_named.listed(floor)}."
             )
         _checks.in_range(
             values, "floor", name, open_low=True, open_high=True, array=True

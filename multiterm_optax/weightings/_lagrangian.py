@@ -1,11 +1,13 @@
+# Longer than most: the levels are given by name or in the order of the terms.
 """Constrained training: Lagrange multipliers, learned by gradient ascent."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from multiterm_optax import _checks, _weighting, _words
+from multiterm_optax import _checks, _named, _weighting, _words
 from multiterm_optax._typing import Scalar, Weights
 from multiterm_optax._weighting import Problem, Weighting
 from multiterm_optax.weightings import _losses
@@ -15,8 +17,8 @@ class LagrangianState(NamedTuple):
     r"""State of :func:`lagrangian`.
 
     Attributes:
-      multipliers: :math:`\lambda` [K] for the next step; that of term 0 is 1.
-      errors: Moving averages :math:`\xi` of the violations [K]; 0 for term 0.
+      multipliers: :math:`\lambda` [K] for the next step; that of the objective is 1.
+      errors: Moving averages :math:`\xi` of the violations [K]; 0 for the objective.
     """
 
     multipliers: jax.Array
@@ -31,7 +33,7 @@ def lagrangian(
     nu: Scalar = 0.0,
     rho: Scalar = 0.0,
 ) -> Weighting:
-    r"""Minimises term 0 subject to :math:`L_k \le c_k` for all others.
+    r"""Minimises one term subject to :math:`L_k \le c_k` for all others.
 
     With the violations :math:`e_k = L_k - c_k`, of either sign, the weights are
 
@@ -45,8 +47,9 @@ def lagrangian(
       \max(0, \lambda_k + \eta (e_k + \kappa_P \, \Delta \xi_k)) .
 
     Args:
-      targets: The levels :math:`c_1, \dots, c_{K-1}`, in the order of the terms: K - 1
-        numbers, of either sign. Or K, like the losses, of which the first is not read.
+      targets: The levels :math:`c_k`, of either sign, by the names of the losses; the
+        one that is not named is minimised. Or an array of K - 1 levels in the order of
+        the terms: the first is minimised. Or of K, of which the first is not read.
       learning_rate: :math:`\eta`.
       kp: :math:`\kappa_P`, not negative: the proportional part, which damps.
       nu: :math:`\nu`, in [0, 1): the decay rate of the violations' average.
@@ -78,44 +81,52 @@ def lagrangian(
     _checks.non_negative(kp, "kp", name)
     _checks.decay(nu, "nu", name)
     _checks.non_negative(rho, "rho", name)
-    try:
-        levels = jnp.asarray(targets, jnp.result_type(float))
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"{name}: targets must be K - 1 numbers, one for each term but the first, "
-            f"found {_words.describe(targets)}."
-        ) from None
+    levels = targets
+    if not isinstance(targets, Mapping):
+        levels = _as_array(targets, name)
 
-    def all_levels(num_terms: int) -> jax.Array:
-        if levels.shape not in ((num_terms - 1,), (num_terms,)):
+    def read(num_terms: int) -> tuple[jax.Array, int]:
+        """All levels [K], 0 for the objective, and which term that is."""
+        if isinstance(levels, Mapping):
+            chosen, objective = _by_name(levels, num_terms, name)
+        elif levels.shape in ((num_terms - 1,), (num_terms,)):
+            chosen, objective = levels[levels.size - num_terms + 1 :], 0
+        else:
             raise ValueError(
                 f"{name}: targets must have shape ({num_terms - 1},), one level for "
                 f"each of num_terms={num_terms} terms but the first, or "
                 f"({num_terms},), found shape {levels.shape}."
             )
-        chosen = levels[levels.size - num_terms + 1 :]
         _checks.in_range(
             chosen, "targets", name, open_low=True, open_high=True, array=True
         )
-        return jnp.concatenate([jnp.zeros((1,), chosen.dtype), chosen])
+        return jnp.insert(chosen, objective, 0), objective
 
     def init(num_terms: int) -> LagrangianState:
         dtype = jnp.result_type(float)
-        all_levels(num_terms)
+        # Of names only their number can be checked, since no loss has been seen.
+        with _named.seen(_named.abstract(num_terms)):
+            _, objective = read(num_terms)
+        ones = jnp.arange(num_terms) == objective
+        if isinstance(levels, Mapping):
+            ones = jnp.zeros((num_terms,), bool)
         return LagrangianState(
-            multipliers=jnp.zeros((num_terms,), dtype).at[0].set(1),
+            multipliers=ones.astype(dtype),
             errors=jnp.zeros((num_terms,), dtype),
         )
 
     def find(
         problem: Problem, state: LagrangianState
     ) -> tuple[Weights, LagrangianState]:
-        counted = jnp.isfinite(problem.losses).at[0].set(False)
-        excess = problem.losses - all_levels(problem.num_terms).astype(
-            problem.losses.dtype
-        )
+        bounds, objective = read(problem.num_terms)
+        is_objective = jnp.arange(problem.num_terms) == objective
+        counted = jnp.isfinite(problem.losses) & ~is_objective
+        excess = problem.losses - bounds.astype(problem.losses.dtype)
         excess = jnp.where(counted, excess, 0)
-        weights = state.multipliers + rho * jnp.maximum(excess, 0)
+        held = jnp.where(is_objective, 1, state.multipliers)
+        held = held.astype(state.multipliers.dtype)
+        state = state._replace(multipliers=held)
+        weights = held + rho * jnp.maximum(excess, 0)
         errors = nu * state.errors + (1 - nu) * excess
         change = excess + kp * (errors - state.errors)
         moved = jnp.maximum(state.multipliers + learning_rate * change, 0)
@@ -130,3 +141,42 @@ def lagrangian(
     return _weighting.method(
         name, init, find, reads_losses=True, by_term=LagrangianState._fields
     )
+
+
+def _as_array(targets: Any, name: str) -> jax.Array:
+    """Levels in the order of the terms."""
+    try:
+        return jnp.asarray(targets, jnp.result_type(float))
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name}: targets must be K - 1 numbers, one for each term but the first, "
+            f"or a dict of them by name, found {_words.describe(targets)}."
+        ) from None
+
+
+def _by_name(
+    targets: Mapping[str, Any], num_terms: int, name: str
+) -> tuple[jax.Array, int]:
+    """The levels in the order of the terms, and the term that has none."""
+    if len(targets) != num_terms - 1:
+        raise ValueError(
+            f"{name}: targets must name {num_terms - 1} of the num_terms={num_terms} "
+            f"terms, all but the one to minimise, found {', '.join(map(str, targets))}."
+        )
+    terms = _named.current()
+    if terms is not None and terms.abstract:
+        return _as_array(list(targets.values()), name), 0
+    if terms is None or terms.names is None:
+        raise ValueError(
+            f"{name}: targets by name need the names of the losses: pass losses=losses "
+            "to update, structured as losses_fn returns them, found no names."
+        )
+    unknown = [key for key in targets if key not in terms.names]
+    if unknown:
+        raise ValueError(
+            f"{name}: targets must be named as the losses are, {terms.order}, found "
+            f"{unknown[0]!r}."
+        )
+    objective = next(i for i, key in enumerate(terms.names) if key not in targets)
+    in_order = [targets[key] for key in terms.names if key in targets]
+    return _as_array(in_order, name), objective

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from multiterm_optax import _checks, _weighting
@@ -64,11 +63,8 @@ def pbi(preference: Any = None, penalty: Scalar = 5.0, ideal: Any = None) -> Wei
     def init(num_terms: int) -> optax.EmptyState:
         if preference is not None:
             _checks.vector(preference, "preference", name, num_terms)
-        if ideal is not None and np.shape(ideal) not in ((), (num_terms,)):
-            raise ValueError(
-                f"{name}: ideal must be a number or have shape ({num_terms},), one "
-                f"value for each term, found shape {np.shape(ideal)}."
-            )
+        if ideal is not None:
+            _checks.number_or_vector(ideal, "ideal", name, num_terms)
         return optax.EmptyState()
 
     def find(
@@ -79,8 +75,8 @@ def pbi(preference: Any = None, penalty: Scalar = 5.0, ideal: Any = None) -> Wei
         if preference is not None:
             shares = _checks.vector(preference, "preference", name, problem.num_terms)
         shares = problem.only_present(shares)
-        origin = jnp.broadcast_to(
-            jnp.asarray(0.0 if ideal is None else ideal, dtype), shares.shape
+        origin = _checks.number_or_vector(
+            0.0 if ideal is None else ideal, "ideal", name, problem.num_terms, dtype
         )
         losses = problem.only_present(problem.losses - origin)
         ray, _ = _rays.unit(shares)

@@ -37,7 +37,9 @@ def abstract_state(weighted_grad, num_terms):
     return jax.eval_shape(lambda: weighted_grad.init(num_terms))
 
 
-@pytest.mark.parametrize(("num_terms", "way"), [(2, None), (4, None), (64, None)])
+@pytest.mark.parametrize(
+    ("num_terms", "way"), [(2, None), (4, None), (64, None), (64, "forward")]
+)
 def test_temporaries(num_terms, way):
     # Sixteen layers and few rows: parameters outweigh activations, as in the large.
     layers, x = (
@@ -50,7 +52,10 @@ def test_temporaries(num_terms, way):
         jax.value_and_grad(lambda *args: losses_fn(*args).sum()), layers, x
     )
     state = abstract_state(weighted_grad, num_terms)
-    assert temporaries(weighted_grad.update, state, layers, x) - plain <= 0.3
+    # The cotangents of K terms at the outputs of all layers, 8 for each 160 weights.
+    cotangents = num_terms * 8 / 160 if way is None else 0
+    allowed = max(0.3, cotangents)
+    assert temporaries(weighted_grad.update, state, layers, x) - plain <= allowed
 
 
 def test_temporaries_leaf_by_leaf():

@@ -105,7 +105,7 @@ def test_a_factor_comes_after():
     ("options", "words"),
     [
         ({"main": 1}, ["auxiliary", "main=1", "found 1"]),
-        ({"main": "fit"}, ["main", "index of a term", "'fit'"]),
+        ({"main": 0.5}, ["main", "index of a term", "0.5"]),
         ({"max": 0.0}, ["max", "(0, inf)", "0.0"]),
         ({"eps": -1.0}, ["eps", "[0, inf)", "-1.0"]),
         ({"absolute": 1e-4}, ["absolute", "False, True", "0.0001"]),
@@ -115,6 +115,14 @@ def test_bad_hyperparameters_are_errors(options, words):
     with pytest.raises((TypeError, ValueError)) as error:
         mt.adaptive_weight(**options)
     assert_message(error.value, "adaptive_weight", *words)
+
+
+def test_terms_may_be_named():
+    weighting = mt.adaptive_weight(main="rec", auxiliary="adv")
+    losses = {"rec": 1.0, "adv": 1.0}  # the gradients stand in the order of the names
+    squares = jnp.array([4.0, 1.0]) ** 2
+    weights, _ = weighting.update(squares, weighting.init(2), losses=losses)
+    np.testing.assert_allclose(weights, [0.25, 1.0], rtol=1e-6)
 
 
 @pytest.mark.usefixtures("own_errors")

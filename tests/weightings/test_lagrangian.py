@@ -88,6 +88,33 @@ def test_targets_of_all_terms_are_those_of_all_but_the_first(rng):
     np.testing.assert_array_equal(found, run(lagrangian([0.2, 0.3], 0.1), losses)[0])
 
 
+def test_the_term_without_a_level_is_minimised_wherever_it_stands(rng):
+    losses = random_losses(rng, 10, 3)
+    found, _ = run(lagrangian([0.2, 0.3], 0.1, kp=0.5, rho=0.1), losses)
+    named = lagrangian({"later": 0.3, "early": 0.2}, 0.1, kp=0.5, rho=0.1)
+    state = named.init(3)
+    for loss, (goal, early, later) in zip(losses, found, strict=True):
+        given = dict(zip(("goal", "early", "later"), loss, strict=True))
+        weights, state = named.update(None, state, losses=given)
+        np.testing.assert_allclose(weights, [early, goal, later], rtol=1e-6)
+
+
+@pytest.mark.usefixtures("own_errors")
+@pytest.mark.parametrize(
+    ("targets", "losses", "words"),
+    [
+        ({"a": 1.0}, None, ["name 2 of the num_terms=3", "a"]),
+        ({"a": 1.0, "x": 1.0}, {"a": 1.0, "b": 1.0, "c": 1.0}, ["a, b, c", "'x'"]),
+        ({"a": 1.0, "b": 1.0}, np.ones(3), ["losses=losses", "no names"]),
+    ],
+)
+def test_names_that_do_not_fit_are_errors(targets, losses, words):
+    weighting = lagrangian(targets, 0.1)
+    with pytest.raises(ValueError, match="targets") as error:
+        weighting.update(None, weighting.init(3), losses=losses)
+    assert_message(error.value, "lagrangian", *words)
+
+
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
 def test_a_loss_that_is_not_finite_leaves_its_multiplier(bad):
     losses = np.array([[1.0, 2.0], [bad, bad], [1.0, 1.0]])
