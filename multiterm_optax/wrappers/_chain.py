@@ -80,12 +80,14 @@ def chain(
                 f"stage, as made by init, found {jax.tree.structure(state)}."
             )
         removed_by = None
+        found = extra_args
         states = []
         for label, stage, old in zip(labels, wrapped, state, strict=True):
             before = updates
             try:
                 with _searching.saying_the_way_round(f"{_NAME}: {label}"):
-                    updates, new = stage.update(before, old, params, **extra_args)
+                    taken = _searching.accepted(stage.update, found, extra_args)
+                    updates, new = stage.update(before, old, params, **taken)
             except Exception as error:
                 if removed_by is None and not _is_own(label):
                     error.add_note(
@@ -98,9 +100,7 @@ def chain(
                 _checks.state_keeps_shapes(old, new, f"{_NAME}: {label}")
                 if _removes(before, updates, label):
                     removed_by = label
-                    extra_args = _after_the_aggregator(
-                        extra_args, before, updates, label
-                    )
+                    found = _after_the_aggregator(extra_args, before, updates, label)
             else:
                 _check_kept(before, updates, label, removed_by)
             states.append(new)

@@ -38,6 +38,17 @@ def arguments(
     return with_value_fn(found, combine)
 
 
+def accepted(
+    update: Callable[..., Any], found: dict[str, Any], given: dict[str, Any]
+) -> dict[str, Any]:
+    """What is found, without what the user did not give and ``update`` cannot take."""
+    parameters = inspect.signature(update).parameters
+    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        return found
+    wanted = parameters.keys() | given.keys()
+    return {key: value for key, value in found.items() if key in wanted}
+
+
 def with_value_fn(given: dict[str, Any], combine: Combine | None) -> dict[str, Any]:
     """A ``value_fn`` that takes ``losses`` and ``present``, which Optax hands to it."""
     value_fn = given.get("value_fn")

@@ -93,7 +93,11 @@ def weighted(
             return _terms.weighted_sum(weights, cast(jax.Array, vector))
 
         # Only here is the loss known whose gradient the inner optimizer gets.
-        extra_args = _searching.arguments(step.extra_args, total, losses, value)
+        extra_args = _searching.accepted(
+            inner.update,
+            _searching.arguments(step.extra_args, total, losses, value),
+            step.extra_args,
+        )
 
         def take(inner_state: optax.OptState) -> tuple[optax.Updates, optax.OptState]:
             with _searching.saying_the_way_round(name):

@@ -1,7 +1,5 @@
 """What negative losses do: never a negative weight, which would go uphill unseen."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,17 +22,21 @@ RUNS = {
 GRAMIAN = jnp.array([[4.0, -1.0, 0.5], [-1.0, 1.0, 0.2], [0.5, 0.2, 2.0]])
 
 
-@functools.cache
-def compiled(factory, arguments):
+COMPILED = {}
+
+
+def compiled(method):
     """One program for all runs of a method."""
-    method = _methods.Method(factory, dict(arguments))
-    weighting = method.make(3)
-    products = _methods.products(method, GRAMIAN)
-    return weighting, jax.jit(lambda s, x: weighting.update(products, s, losses=x))
+    if id(method) not in COMPILED:
+        weighting = method.make(3)
+        products = _methods.products(method, GRAMIAN)
+        step = jax.jit(lambda s, x: weighting.update(products, s, losses=x))
+        COMPILED[id(method)] = weighting, step, method  # which keeps its id alive
+    return COMPILED[id(method)][:2]
 
 
 def weights_of(method, run):
-    weighting, update = compiled(method.factory, tuple(method.arguments.items()))
+    weighting, update = compiled(method)
     state, found = weighting.init(3), []
     # Once more, since some methods use what the last step has left.
     for losses in [*run, run[-1]]:
