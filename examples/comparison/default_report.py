@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 from matplotlib.figure import Figure
+from methods import DEFAULTS
 from report import (
     BETTER,
     LEVEL,
@@ -89,10 +90,13 @@ def each_method(results):
             count([verdict(own, others[other]) for own, others in pairs])
             for other in OPPONENTS
         )
+        default = [by_seed(found["methods"][DEFAULT]) for found in results.values()]
+        beside = zip((own for own, _ in pairs), default, strict=True)
+        rival = "" if name == DEFAULT else count([verdict(*both) for both in beside])
         times = [record["ratio"] for record in records]
         time = f"{np.median(times):.1f} ({min(times):.1f} to {max(times):.1f})"
-        rows.append([name, *counts, *mean_and_worst(results, name), time])
-    head = ["method", *(f"against {other}" for other in OPPONENTS)]
+        rows.append([name, *counts, rival, *mean_and_worst(results, name), time])
+    head = ["method", *(f"against {other}" for other in (*OPPONENTS, DEFAULT))]
     head += ["mean ratio to the pool", "worst", "training time relative to Adam"]
     return markdown(head, rows)
 
@@ -110,8 +114,8 @@ def mean_and_worst(results, name):
 
 
 def all_scores(results):
-    """Test scores, one row a problem."""
-    names = methods_of(results)
+    """Test scores of the default and its variants, one row a problem."""
+    names = [name for name in methods_of(results) if name in (EQUAL, *DEFAULTS)]
     rows = []
     for found in results.values():
         scores = (seeds_mean_sd(by_seed(found["methods"][name])) for name in names)
@@ -149,6 +153,10 @@ def tables(parts, apart):
     counted = {name: found for part in parts.values() for name, found in part.items()}
     found = {f"Each problem, {w}": each_problem(p, DEFAULT) for w, p in parts.items()}
     found |= {f"Each method, {w}": each_method(p) for w, p in parts.items()}
+    _, *unseen = parts.values()
+    if unseen:
+        apart_of = {name: found for part in unseen for name, found in part.items()}
+        found["Each method, all problems it was not chosen on"] = each_method(apart_of)
     found |= {f"Scores, {w}": all_scores(p) for w, p in parts.items()}
     if apart:
         found["Scores where terms are one objective"] = all_scores(apart)

@@ -182,7 +182,7 @@ def make_tables(results):
         scores.append(["scaling undone by hand", *known])
 
     settings = [found["settings"] for found in results.values()]
-    problems = [f"{s['name']} (K = {s['terms']}), {s['measure']}" for s in settings]
+    problems = [f"{s['name']} (K = {s['terms']})" for s in settings]
     against = "won / tied / lost against static weights"
     times = "training time relative to Adam"
     head = ["method", "mean rank", against, "against equal weights", times]
