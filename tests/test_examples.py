@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import multiterm_optax as mt
+from tests import _methods
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -282,11 +283,12 @@ def test_readme_links_exist():
         assert (ROOT / link).exists(), link
 
 
-def test_readme_names_what_exists():
-    names = re.findall(r"^\| `(\w+)` \|", readme(), flags=re.MULTILINE)
-    assert {"mtadam", "adatask"} <= set(names)
+def test_readme_names_what_exists_and_every_weighting():
+    section = readme().split("## Methods")[1].split("## More")[0]
+    names = set(re.findall(r"`(\w+)`", section))
     for name in names:
-        assert callable(getattr(mt, name))
+        assert callable(getattr(mt, name)), name
+    assert _methods.exported().keys() <= names
 
 
 def scripts():
