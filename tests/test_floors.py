@@ -21,6 +21,7 @@ FLOORS = {
     "_shardings": 0.25,
     "_averages": 0.25,
     "_groups": 0.5,
+    "_faces": 0.4,
     "_nnqp": 0.5,
     "_bracketing": 0.5,
     "_terms": 0.5,
