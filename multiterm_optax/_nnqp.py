@@ -25,6 +25,8 @@ evaluated in twice the working precision. What it promises:
 - Iterations beyond :data:`SAFE_AFTER` are a second attempt, without prediction: plain
   steps along the central path. They converge by themselves, only more slowly (about 35
   iterations from the start).
+- Many programs of one gramian with many terms first go to :mod:`._faces`, which is much
+  faster, and come here only where it cannot verify two roundings.
 - After :data:`MAX_ITERATIONS`, or when the numbers are not finite, z is the point with
   the smallest error so far, and ``converged`` is false. z is never negative.
 
