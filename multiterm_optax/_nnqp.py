@@ -25,6 +25,8 @@ evaluated in twice the working precision. What it promises:
 - Iterations beyond :data:`SAFE_AFTER` are a second attempt, without prediction: plain
   steps along the central path. They converge by themselves, only more slowly (about 35
   iterations from the start).
+- Many programs of one gramian with many terms first go to :mod:`._faces`, which is much
+  faster, and come here only where it cannot verify two roundings.
 - After :data:`MAX_ITERATIONS`, or when the numbers are not finite, z is the point with
   the smallest error so far, and ``converged`` is false. z is never negative.
 
@@ -40,11 +42,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from multiterm_optax import _linear
+from multiterm_optax import _faces, _linear
 from multiterm_optax._typing import Gramian, Weights
 
 SAFE_AFTER = 25
 MAX_ITERATIONS = 80
+
+# Up to this many terms the interior point solves every problem of a batch.
+_SMALL = 16
+
+# So many rows of a batch are left to the interior point at a time.
+_TOGETHER = 16
 
 
 class Solution(NamedTuple):
@@ -78,30 +86,70 @@ def solve(c: Gramian, b: Weights, q: Weights) -> Solution:
 
 
 @jax.jit
-def solve_each(c: Gramian, b: Weights, q: Float[Array, "N K"]) -> Solution:
-    """The same for every row of q, in one loop that ends with the last of them.
+def solve_each(c: Gramian, q: Float[Array, "N K"]) -> Solution:
+    """The same with b = 0 for every row of q.
+
+    Many terms first go by products with c that all rows share, and what these do not
+    solve to two roundings by the interior point.
+    """
+    c, q = jax.lax.stop_gradient((c, q))
+    q, size = jax.vmap(_unit)(q)
+    method = _method(c, jnp.zeros_like(c[0]))
+    if len(c) <= _SMALL:
+        found = _interior(method, q, jnp.ones_like(q[:, 0], jnp.bool_))
+    else:
+        found = _remaining(method, q, _faces.solve_each(c, q))
+    return found._replace(z=size[:, None] * found.z)
+
+
+def _remaining(
+    method: "_Method", q: Float[Array, "N K"], found: _faces.Found
+) -> Solution:
+    """Solves the rows that are not solved yet, some at a time; most often none."""
+    together = min(len(q), _TOGETHER)
+
+    def some(carry: tuple[Solution, Array]) -> tuple[Solution, Array]:
+        solution, waiting = carry
+        rows = jnp.argsort(~waiting)[:together]
+        wanted = waiting[rows]
+        end = _interior(method, q[rows], wanted)
+
+        def put(old: Array, new: Array) -> Array:
+            new = jnp.where(wanted.reshape(-1, *(1,) * (new.ndim - 1)), new, old[rows])
+            return old.at[rows].set(new)
+
+        return jax.tree.map(put, solution, end), waiting.at[rows].set(False)
+
+    start = Solution(found.z, found.solved, found.iterations)
+    return jax.lax.while_loop(
+        lambda carry: jnp.any(carry[1]), some, (start, ~found.solved)
+    )[0]
+
+
+def _interior(
+    method: "_Method", q: Float[Array, "N K"], wanted: Bool[Array, " N"]
+) -> Solution:
+    """The wanted rows, in one loop that ends with the last of them.
 
     A loop over a batch, and not a batch of loops, which checkify cannot check.
     """
-    method = _method(*jax.lax.stop_gradient((c, b)))
-    q, size = jax.vmap(_unit)(jax.lax.stop_gradient(q))
+
+    def going(its: _Iterate) -> Bool[Array, " N"]:
+        return jax.vmap(method.unfinished)(its) & wanted
 
     def improve(its: _Iterate) -> _Iterate:
-        going = jax.vmap(method.unfinished)(its)
+        now = going(its)
         later = jax.vmap(method.improve)(q, its)
 
         def choose(new: Array, old: Array) -> Array:
-            return jnp.where(going.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+            return jnp.where(now.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
         return jax.tree.map(choose, later, its)
 
     end = jax.lax.while_loop(
-        lambda its: jnp.any(jax.vmap(method.unfinished)(its)),
-        improve,
-        jax.vmap(method.start)(q),
+        lambda its: jnp.any(going(its)), improve, jax.vmap(method.start)(q)
     )
-    good = jax.vmap(method.good)(end)
-    return Solution(size[:, None] * end.best, good, end.iterations)
+    return Solution(end.best, jax.vmap(method.good)(end), end.iterations)
 
 
 def _unit(q: Weights) -> tuple[Weights, Float[Array, ""]]:

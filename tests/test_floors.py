@@ -23,6 +23,7 @@ FLOORS = {
     "_averages": 0.25,
     "_linear": 0.25,
     "_groups": 0.5,
+    "_faces": 0.4,
     "_nnqp": 0.5,
     "_bracketing": 0.5,
     "_terms": 0.5,

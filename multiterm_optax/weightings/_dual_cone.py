@@ -192,7 +192,6 @@ def _project(
     rounding = jnp.matmul(jnp.abs(parts), jnp.abs(scaled), precision="highest")
     rounding = rounding * (len(units) * jnp.finfo(scaled.dtype).eps)
     towards = jnp.where(jnp.abs(towards) <= rounding, 0, towards)
-    nothing = jnp.zeros_like(units)
-    found = _nnqp.solve_each(scaled, nothing, towards)
+    found = _nnqp.solve_each(scaled, towards)
     gained = jnp.where(silent[None, :], 0, found.z)
     return (parts + gained) * largest / units[None, :], jnp.all(found.converged)
