@@ -81,7 +81,13 @@ def test_names_that_others_are_told_to_use_exist():
     rows = re.findall(r"^\| [^|]* \| ([^|]*) \|$", tables, flags=re.MULTILINE)
     called = {name for row in rows for name in re.findall(r"`(\w+)[\(`]", row)}
     called -= {"preference", "shared"}  # arguments
-    assert {"nash_mtl", "upgrad", "pcgrad", "softadapt", "value_and_weighted_grad"} <= called
+    assert {
+        "nash_mtl",
+        "upgrad",
+        "pcgrad",
+        "softadapt",
+        "value_and_weighted_grad",
+    } <= called
     for name in called:
         assert callable(getattr(mt, name)), name
 
