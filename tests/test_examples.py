@@ -1,5 +1,6 @@
 """The digits example, and the code in the README, do what they say."""
 
+import importlib
 import re
 import runpy
 import sys
@@ -271,6 +272,14 @@ def test_readme_code_does_what_its_table_says(capsys):
     printed = [[float(n.replace(",", "")) for n in row] for row in table]
     found = [list(row.values()) for row in (before, sums, namespace["losses"])]
     np.testing.assert_allclose(printed, found, rtol=0.05)
+
+
+def test_the_picture_of_a_conflict_shows_one(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    cone = importlib.import_module("cone")
+    along = [cone.GRADIENTS @ cone.direction(w) for w in (mt.equal(), mt.upgrad())]
+    assert along[0].min() < 0
+    assert along[1].min() > 0
 
 
 def test_readme_links_exist():

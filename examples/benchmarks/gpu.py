@@ -3,8 +3,8 @@
     python examples/benchmarks/gpu.py            # on a machine with a GPU
     python examples/benchmarks/gpu.py --short    # anywhere: does it run?
 
-docs/benchmarks.md has the figures of an NVIDIA H200. On CPU it runs, too, and says so in
-its output.
+docs/benchmarks.md has the figures of an NVIDIA H200. On CPU it runs, too, and says so
+in its output.
 
 1. Bandwidth of a copy from the device's memory to itself: bytes read and written.
 2. MTAdam's update alone, jitted, parameters and state donated, for 10M and 100M
