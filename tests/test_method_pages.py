@@ -15,9 +15,12 @@ WITH_CODE = [page for page in PAGES if page.stem != "index"]
 
 # The names of the losses or their number, where a page has others than two.
 TERMS = {
+    "adaptive_weight": ("reconstruction", "adversary"),
+    "dual_balanced": ("bcs", "ics", "res"),
     "equal": ("res", "ics", "bcs"),
     "krum": 7,
     "lagrangian": 3,
+    "lr_annealing": ("bcs", "ics", "res"),
     "metabalance": ("buy", "click"),
     "trimmed_mean": 3,
 }
@@ -34,6 +37,10 @@ step(jnp.zeros([], int), params, tx.init(params), x)
 """,
     "output_balance": "step(params, balance.init(decode(params, batch)), batch)",
 }
+
+
+# Stages that get the gradients of an output, from the page's own step.
+ON_OUTPUTS = {"output_balance": ("balance",)}
 
 
 def definitions(terms):
@@ -116,7 +123,7 @@ def run_page(page):
                 new = {k: v for k, v in names.items() if v is not before.get(k)}
                 for name, made in new.items():
                     is_tx = isinstance(made, optax.GradientTransformation)
-                    if is_tx and name != "balance":  # that is run by its page's step
+                    if is_tx and name not in ON_OUTPUTS.get(page.stem, ()):
                         state = take_step(made, given)
                         if name == "tx":
                             names["state"] = state
