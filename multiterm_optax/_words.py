@@ -21,6 +21,14 @@ MODEL = (
     "eqx.partition(model, eqx.is_inexact_array), and in losses_fn model = "
     "eqx.combine(params, static)."
 )
+COMPLEX_PARAMETERS = (
+    "Only value_and_term_grads and term_grads take complex parameters; here pass their "
+    "real and imaginary parts as two leaves."
+)
+COMPLEX_UPDATES = (
+    "optax.contrib.split_real_and_imaginary around the whole optimizer splits complex "
+    "gradients."
+)
 AGGREGATOR = "An aggregator, sum_terms() or scale_by_max_adam(num_terms),"
 
 

@@ -124,3 +124,19 @@ def test_contributing_sketches_compute_what_they_say():
     grads = jnp.array([[1.0, -3.0], [2.0, 0.0], [90.0, 4.0]])
     updates, _ = median.update(grads, median.init(params), params)
     np.testing.assert_array_equal(updates, [2.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("words", "page"),
+    [
+        ("penalty entropy regularisation", "metrics.md"),
+        ("cite", "index.md"),
+        ("ask", "index.md"),
+        ("complex parameters", "composition.md"),
+    ],
+)
+def test_what_is_searched_stands_in_a_heading_of_the_page_that_answers(words, page):
+    # The search of the documentation ranks headings first.
+    headings = re.findall(r"^#+ (.*)$", (DOCS / page).read_text("utf-8"), re.MULTILINE)
+    found = re.findall(r"\w+", " ".join(headings).lower())
+    assert set(words.split()) <= set(found)

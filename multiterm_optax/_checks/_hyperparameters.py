@@ -231,9 +231,10 @@ def transformation(value: Any, argument: str, name: str) -> None:
     weighting = hasattr(value, "reads_gramian")
     if weighting or not (hasattr(value, "init") and hasattr(value, "update")):
         hint = " A transformation with its weights is reweight(weighting, num_terms)."
+        hint = hint if weighting else ""
         raise TypeError(
-            f"{name}: {argument} must be an optax.GradientTransformation, found "
-            f"{_words.describe(value)}.{hint if weighting else ''}"
+            f"{name}: {argument} must be an optax.GradientTransformation, such "
+            f"as optax.adam(1e-3), found {_words.describe(value)}.{hint}"
         )
 
 

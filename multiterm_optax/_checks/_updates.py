@@ -16,6 +16,11 @@ def _kind_of(value: Any) -> Any:
     return None
 
 
+def _is_complex(value: Any) -> bool:
+    kind = _kind_of(value)
+    return kind is not None and jnp.issubdtype(kind, jnp.complexfloating)
+
+
 def real(value: Any, argument: str, name: str) -> None:
     """Refuses what is not a real number: complex numbers, booleans, text."""
     kind = _kind_of(value)
@@ -28,22 +33,30 @@ def real(value: Any, argument: str, name: str) -> None:
         )
 
 
-def floating(value: Any, argument: str, name: str, why: str = "") -> None:
+def floating(
+    value: Any, argument: str, name: str, why: str = "", if_complex: str = ""
+) -> None:
     """Refuses what is not of a real floating-point dtype."""
     kind = _kind_of(value)
     if kind is None or not jnp.issubdtype(kind, jnp.floating):
+        hint = f" {if_complex}" if if_complex and _is_complex(value) else ""
         raise TypeError(
             f"{name}: {argument} must be real floating point{why}, found "
-            f"{_words.describe(value) if kind is None else kind}."
+            f"{_words.describe(value) if kind is None else kind}.{hint}"
         )
 
 
-def differentiable(value: Any, argument: str, name: str) -> None:
+def differentiable(
+    value: Any, argument: str, name: str, *, complex_too: bool = False
+) -> None:
     """Refuses a parameter that cannot be differentiated."""
+    if complex_too and _is_complex(value):
+        return
     # Layers hold functions, and switches such as that of dropout.
     of_a_model = _kind_of(value) is None or isinstance(value, bool)
+    why = " to be differentiated"
     try:
-        floating(value, argument, name, " to be differentiated")
+        floating(value, argument, name, why, _words.COMPLEX_PARAMETERS)
     except TypeError as error:
         hint = f" {_words.MODEL}" if of_a_model else ""
         raise TypeError(f"{error}{hint}") from None
@@ -159,7 +172,9 @@ def term_axis(
         _term_axis_leaf(
             jnp.shape(leaf), shape, f"updates{keystr(path)}", name, num_terms
         )
-        floating(leaf, f"updates{keystr(path)}", name)
+        floating(
+            leaf, f"updates{keystr(path)}", name, if_complex=_words.COMPLEX_UPDATES
+        )
         first, number = jnp.shape(leaves[0][1]), jnp.shape(leaf)[0]
         if number != first[0]:
             raise ValueError(

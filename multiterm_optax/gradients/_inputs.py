@@ -18,12 +18,14 @@ def of_primals(
     argnums: int | Sequence[int],
     has_aux: bool,
     name: str,
+    *,
+    complex_too: bool = False,
 ) -> tuple[Callable[..., tuple[Any, Any]], tuple[Any, ...]]:
     """Returns ``(losses, aux)`` as a function of chosen arguments, and these."""
     numbers = argument_numbers(argnums, name)
     primals = tuple(_argument(args, number, name) for number in numbers)
     for number, primal in zip(numbers, primals, strict=True):
-        check_parameters(primal, f"argument {number}", name)
+        check_parameters(primal, f"argument {number}", name, complex_too=complex_too)
 
     def function(*chosen: Any) -> tuple[Any, Any]:
         full = list(args)
@@ -62,11 +64,13 @@ def argument_numbers(argnums: Any, name: str) -> tuple[int, ...]:
     return static
 
 
-def check_parameters(params: Any, argument: str, name: str) -> None:
+def check_parameters(
+    params: Any, argument: str, name: str, *, complex_too: bool = False
+) -> None:
     """Refuses parameters that cannot be differentiated."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         where = f"{argument}{keystr(path)}"
-        _checks.differentiable(leaf, where, name)
+        _checks.differentiable(leaf, where, name, complex_too=complex_too)
 
 
 def count_losses(losses: Any, name: str) -> int:

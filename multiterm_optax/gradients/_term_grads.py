@@ -41,11 +41,13 @@ def value_and_term_grads(
       A function with the arguments of ``losses_fn`` that returns ``(losses, grads)``,
       or ``((losses, aux), grads)`` with ``has_aux``. ``losses`` keeps its structure.
       Every leaf of ``grads`` is ``[K, *p]`` in the parameter's dtype; with several
-      ``argnums`` it is a tuple of such trees.
+      ``argnums`` it is a tuple of such trees. The gradient of a complex parameter
+      :math:`x + iy` is, as that of ``jax.grad``, :math:`\partial_x L_i - i\,
+      \partial_y L_i`: its conjugate points uphill.
 
     Raises:
       TypeError: A loss is not a real floating-point scalar (or ``[K]`` array), or
-        a parameter is not real floating point.
+        a parameter is not floating point.
       ValueError: ``losses_fn`` returns no loss, or ``passes`` is not a choice.
 
     Example:
@@ -66,7 +68,7 @@ def value_and_term_grads(
     @functools.wraps(losses_fn)
     def fn(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         function, primals = _inputs.of_primals(
-            losses_fn, args, kwargs, argnums, has_aux, name
+            losses_fn, args, kwargs, argnums, has_aux, name, complex_too=True
         )
         losses, linear, aux = jax.linearize(function, *primals, has_aux=True)
         num_terms = _inputs.count_losses(losses, name)

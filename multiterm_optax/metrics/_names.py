@@ -15,7 +15,7 @@ def named(values: Any, losses: Any) -> dict[str, jax.Array]:
       values: An array [..., K], with the terms in the last axis: numbers [K], or a
         history of them [T, K].
       losses: The losses, structured as ``losses_fn`` returns them; only their structure
-        is read.
+        is read. Or K names, in the order of the terms.
 
     Returns:
       A dict from the names, in the order of the terms, to arrays [...]. Nested names
@@ -33,12 +33,21 @@ def named(values: Any, losses: Any) -> dict[str, jax.Array]:
       {'data': 4.0, 'pde/ics': 1.0, 'pde/res': 2.0}
     """
     array = jnp.asarray(values)
-    terms = _named.of(losses)
-    number = 0 if terms is None else terms.number
-    if array.shape[-1:] != (number,) or terms is None:
+    if _are_names(losses):
+        number, names, listed = len(losses), tuple(losses), ""
+    else:
+        terms = _named.of(losses)
+        number = 0 if terms is None else terms.number
+        names = (terms and terms.names) or tuple(map(str, range(number)))
+        listed = _named.listed(losses)
+    if array.shape[-1:] != (number,):
         raise ValueError(
             f"metrics.named: values must have shape [..., {number}], one for each "
-            f"of the losses{_named.listed(losses)}, found {array.shape}."
+            f"of the losses{listed}, found {array.shape}."
         )
-    names = terms.names or tuple(map(str, range(number)))
     return {name: array[..., i] for i, name in enumerate(names)}
+
+
+def _are_names(losses: Any) -> bool:
+    several = isinstance(losses, list | tuple) and len(losses) > 0
+    return several and all(isinstance(one, str) for one in losses)

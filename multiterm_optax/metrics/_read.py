@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.tree_util as jtu
 import optax
 
 
@@ -33,10 +34,18 @@ def read(state: optax.OptState, field: str) -> dict[str, Any]:
     """
     found = optax.tree.get_all_with_path(state, field)
     if not found:
+        fields = ", ".join(_fields(state)) or "none"
         raise KeyError(
-            f"metrics.read: field {field!r} must be in the state, found none."
+            f"metrics.read: field {field!r} must be in the state, found {fields}."
         )
     return {_path(path): value for path, value in found}
+
+
+def _fields(state: optax.OptState) -> list[str]:
+    """The names of all fields that hold something, sorted."""
+    paths = jtu.tree_leaves_with_path(state)
+    keys = (key for path, _ in paths for key in path)
+    return sorted({key.name for key in keys if isinstance(key, jtu.GetAttrKey)})
 
 
 def _path(path: Any) -> str:

@@ -44,7 +44,8 @@ def dual_balanced(
 
     Args:
       num_terms: K, the number of terms.
-      anchor: The residual, by its index or by its name in the losses.
+      anchor: The residual, by its index or by its name in the losses; 0 is the first
+        of the sorted names.
 
     Returns:
       A transformation of updates, every leaf [K, \*p], to the same shapes and dtypes.

@@ -47,7 +47,8 @@ def lr_annealing(
       num_terms: K, the number of terms.
       decay: :math:`\beta`, in [0, 1): the old weight's share.
       statistic: ``"mean"``: the mean of :math:`\lvert g_a \rvert`, not its maximum.
-      anchor: The residual, by its index or by its name in the losses.
+      anchor: The residual, by its index or by its name in the losses; 0 is the first
+        of the sorted names.
       plain: Whether :math:`\lambda_i` is left out under the mean. With it, as printed,
         constant gradients lead to the *root* of their ratio; without it, to the ratio.
 

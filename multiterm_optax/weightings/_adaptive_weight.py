@@ -29,7 +29,8 @@ def adaptive_weight(
     and all others have the weight 1.
 
     Args:
-      main: The term that sets the size, by its index or by its name in the losses.
+      main: The term that sets the size, by its index or by its name in the losses; 0
+        is the first of the sorted names.
       auxiliary: The term that is brought to it, in the same way.
       max: :math:`w_{\max}`, positive.
       eps: :math:`\epsilon`, not negative.

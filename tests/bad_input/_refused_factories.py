@@ -130,7 +130,7 @@ REFUSED = {
     "inner by name": (
         lambda: mt.adatask("adam", K),
         T,
-        ["adatask", "inner must be an optax.GradientTransformation", "'adam'"],
+        ["adatask", "inner must be an optax.GradientTransformation, such as", "'adam'"],
     ),
     "inner, a schedule": (
         lambda: mt.weighted(mt.mgda(), optax.constant_schedule(0.1), K),

@@ -87,7 +87,7 @@ REFUSED = {
     "complex": (
         lambda: step(mtadam(), jnp.ones((2, 3), complex), jnp.ones(3, complex)),
         T,
-        ["mtadam", "updates must be real floating point", "complex64"],
+        ["mtadam", "updates must be real floating point", "complex64", "split_real"],
     ),
     # Losses, weights, present.
     "losses of other K": (

@@ -547,11 +547,6 @@ W = np.ones(3, np.float32)
             ["argument 0['w']", "floating point", "int32"],
         ),
         (
-            errors_of(lambda w: jnp.sum(jnp.abs(w)), np.ones(2, np.complex64)),
-            TypeError,
-            ["argument 0", "real floating point", "complex64"],
-        ),
-        (
             errors_of(lambda w: jnp.sum(w), W, argnums=1),
             ValueError,
             ["argnums=1", "1 positional"],

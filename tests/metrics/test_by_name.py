@@ -30,6 +30,17 @@ def test_terms_without_names_are_numbered():
     assert list(metrics.named(np.ones(1), jnp.ones(()))) == ["0"]
 
 
+def test_names_may_be_given():
+    for names in (["res", "bcs"], ("res", "bcs")):
+        found = metrics.named(np.arange(2.0), names)
+        assert {name: float(value) for name, value in found.items()} == {
+            "res": 0.0,
+            "bcs": 1.0,
+        }
+    with pytest.raises(ValueError, match=r"metrics\.named: values must have shape"):
+        metrics.named(np.ones(3), ["res", "bcs"])
+
+
 def test_names_that_join_to_the_same_stay_apart():
     losses = {"a": {"b": 1.0}, "a/b": 2.0}
     assert len(metrics.named(np.ones(2), losses)) == 2

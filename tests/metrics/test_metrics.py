@@ -198,5 +198,8 @@ def test_read_finds_fields_of_the_same_name_in_several_stages():
 
 
 def test_read_refuses_a_field_that_is_not_there():
-    with pytest.raises(KeyError, match="skipped"):
+    with pytest.raises(KeyError, match="'skipped' must be in the state, found none"):
         metrics.read(optax.sgd(1.0).init(PARAMS), "skipped")
+    state = optax.adam(1.0).init(PARAMS)
+    with pytest.raises(KeyError, match=r"'weights' must be .* found count, mu, nu"):
+        metrics.read(state, "weights")
