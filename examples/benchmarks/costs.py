@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import optax
 from ours import dense, mlp, squared_errors
 from problems import Size, count, make_problem
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rows import squared_errors as row_errors
@@ -120,6 +121,7 @@ def all_steps(size: Size, terms: int) -> dict[str, Step]:
     sum_of = jax.value_and_grad(lambda *args: losses_fn(*args).sum())
     stacked = mt.value_and_term_grads(losses_fn)
     mtadam, capacity = mt.mtadam(1e-3, terms), -(-size.batch // terms)
+    balanced = mt.balanced(optax.sgd(1e-2), terms)
     in_turn = mt.chain(mt.one_at_a_time(own, terms), optax.sgd(1e-2))
     both = params, batch
     return {
@@ -135,21 +137,21 @@ def all_steps(size: Size, terms: int) -> dict[str, Step]:
             "K + 1", weighted(losses_fn, own, gramian="leaf"), *both
         ),
         'gramian="forward"': first(
-            "K + 1, K forward",
+            "K + 1",
             weighted(losses_fn, own, gramian="forward"),
             *both,
             countable=False,
         ),
         f"every={EVERY}": first(
-            f"1; K + 1 in one of {EVERY}",
+            f"1 + K / {EVERY}",
             weighted(losses_fn, own, every=EVERY),
             *both,
         ),
-        "measured= last layer": first(
-            "1; K in the layer", weighted(losses_fn, own, measured=top), *both
+        "measured= the last layer": first(
+            "1 + K on top", weighted(losses_fn, own, measured=top), *both
         ),
         "features of a trunk": first(
-            "1; K in the heads",
+            "1 + K on top",
             mt.value_and_feature_grad(*trunk_and_head(size), own),
             trunk,
             head,
@@ -167,7 +169,7 @@ def all_steps(size: Size, terms: int) -> dict[str, Step]:
             batch,
             trained=adapters,
         ),
-        'gramian="rows", each row a term': first(
+        'gramian="rows", each a term': first(
             "1",
             weighted(row_losses_fn, own, gramian="rows"),
             *both,
@@ -176,12 +178,12 @@ def all_steps(size: Size, terms: int) -> dict[str, Step]:
         'gramian="rows", K owners': first(
             "1", weighted(row_losses_fn, own, gramian="rows"), *both, row_terms=owners
         ),
-        "value_and_row_grads, mtadam": chained("up to 2", by_owner, mtadam, *both),
-        "value_and_row_grads, equal parts": chained(
+        "value_and_row_grads, mtadam": chained("about 2", by_owner, mtadam, *both),
+        "value_and_row_grads, equal": chained(
             "1", partial(by_owner, capacity=capacity), mtadam, *both
         ),
         "one_at_a_time, MGDA": chained(
-            "1 of one term",
+            "1",
             mt.value_and_one_grad(losses_fn),
             in_turn,
             jnp.zeros([], jnp.int32),
@@ -190,6 +192,7 @@ def all_steps(size: Size, terms: int) -> dict[str, Step]:
         "K gradients, MGDA": chained(
             "K", stacked, mt.weighted(own, optax.sgd(1e-2), terms), *both
         ),
+        "K gradients, balanced SGD": chained("K", stacked, balanced, *both),
         "K gradients, mtadam": chained("K", stacked, mtadam, *both),
         "K gradients, adatask_adam": chained(
             "K", stacked, mt.adatask_adam(1e-3, terms), *both
@@ -229,7 +232,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Cost]:
     size, terms = (SHORT, SHORT_TERMS) if short else (SIZE, TERMS)
     found = measure(size, terms)
     model = f"{size.depth} layers of {size.width}, {size.batch} rows, K = {terms}"
-    table = Table(title=f"MLP, {model}, JAX {jax.__version__}")
+    title = f"MLP, {model}, JAX {jax.__version__}"
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False)
     for head in ("step", "passes", "operations", "temporaries", "kept"):
         table.add_column(head, justify="left" if head == "step" else "right")
     for name, cost in found.items():
