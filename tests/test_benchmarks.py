@@ -251,6 +251,21 @@ def test_rows_script_runs_anywhere(load, capsys):
     assert "transformer" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_costs_script_runs_anywhere_and_counts(load, capsys):
+    found = load("costs").main(["--short"])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in found)
+    plain, *others = found.values()
+    assert (plain.operations, plain.kept) == (1, 0)
+    for cost in others:
+        assert cost.operations is None or 1 <= cost.operations < np.inf
+        assert 0 < cost.temporaries < np.inf
+    # mtadam keeps one first moment and a second moment for each of the two terms.
+    assert found["K gradients, mtadam"].kept == pytest.approx(3, rel=0.05)
+    assert found["K gradients, adatask_adam"].kept == pytest.approx(4, rel=0.05)
+
+
 # --- the peers, where they are installed -------------------------------------------
 
 

@@ -242,6 +242,29 @@ def test_wrong_arguments_are_refused_before_training(digits, arguments, word, ca
     assert word in capsys.readouterr().err
 
 
+def test_every_example_a_term_in_short(digits, tmp_path, monkeypatch, capsys):
+    import instance_wise  # beside the digits
+
+    with_sgd = {k: v for k, v in instance_wise.METHODS.items() if "SGD" in k}
+    monkeypatch.setattr(instance_wise, "METHODS", with_sgd)
+    out = tmp_path / "figure.png"
+    curves, best = instance_wise.main(["--short", "--out", str(out)])
+    assert is_png(out)
+    assert "easiest" in capsys.readouterr().out
+    assert best == dict.fromkeys(with_sgd, 0.3)
+    mean, upgrad = (curves[method, 0.3] for method in with_sgd)
+    assert mean.shape == upgrad.shape == (1, 3, 5)
+    np.testing.assert_array_equal(mean[:, 0], upgrad[:, 0])  # the same start
+    for curve in (mean, upgrad):
+        assert np.all(np.isfinite(curve))
+        assert np.all(np.diff(curve[..., 0]) < 0)
+        assert np.all(curve[..., 2] < curve[..., 0])
+        assert np.all(curve[..., 0] < curve[..., 1])
+    # Six steps are enough to see what UPGrad is for.
+    assert np.all(upgrad[:, 1:, 3] < 5)
+    assert np.all(mean[:, 1:, 3] > 20)
+
+
 def readme():
     return (ROOT / "README.md").read_text(encoding="utf-8")
 
