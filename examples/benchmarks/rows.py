@@ -5,9 +5,9 @@
 
 For an MLP, a transformer and a conv net: XLA's count of operations, temporaries, and
 the time of ``value_and_weighted_grad(..., gramian="rows")`` over those of
-``value_and_grad`` of the mean loss. The weights are given, so that the weighting's own
-problem, which depends on the method, does not count. Times are medians of alternating
-steps in one process.
+``value_and_grad`` of the mean loss. The weights are a plain function of the gramian, so
+that the weighting's own problem, which depends on the method, does not count. Times
+are medians of alternating steps in one process.
 """
 
 import argparse
@@ -42,12 +42,21 @@ def squared_errors(params, batch, network):
     return jnp.square(network(params, batch["x"]) - batch["y"]).mean(axis=1)
 
 
-def given_weights() -> mt.Weighting:
-    """Equal weights that ask for the gramian, and keep it so that it is computed."""
-    return mt.Weighting(
-        lambda num_terms: jnp.zeros((num_terms, num_terms)),
-        lambda gramian, state, **_: (jnp.full(len(state), 1 / len(state)), gramian),
-    )
+def simple_weights() -> mt.Weighting:
+    """Weights from the gramian's diagonal; it is kept so that all of it is computed.
+
+    They must depend on it: constant ones are known before the passes, and XLA would
+    free what has to wait for the weights.
+    """
+
+    def init(num_terms):
+        return jnp.zeros((num_terms, num_terms))
+
+    def update(gramian: Any, state, **_):
+        del state
+        return jax.nn.softmax(jnp.diagonal(gramian)), gramian
+
+    return mt.Weighting(init, update)
 
 
 def compiled_pair(model: str, size: Size):
@@ -56,7 +65,7 @@ def compiled_pair(model: str, size: Size):
     losses_of = row_losses if model == "conv" else squared_errors
     losses_fn = partial(losses_of, network=partial(NETWORKS[model], size=size))
     weighted_grad = mt.value_and_weighted_grad(
-        losses_fn, given_weights(), gramian="rows"
+        losses_fn, simple_weights(), gramian="rows"
     )
     state = weighted_grad.init(size.batch)
     plain = jax.value_and_grad(lambda *args: losses_fn(*args).mean())
