@@ -44,6 +44,3 @@ def cnn(params, images):
 
 
 NETWORKS = {"mlp": mlp, "cnn": cnn}
-
-
-NETWORKS = {"mlp": mlp, "cnn": cnn}
