@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 
 def newest_share(decay: Any, seen: Int[Array, " K"]) -> Float[Array, " K"]:
-    """``(1 - decay) / (1 - decay**seen)``, for the number of values seen, this one too.
+    """``(1 - decay) / (1 - decay**seen)``, where ``seen`` counts the newest value, too.
 
     ``average + share * (value - average)`` is the new average.
     """

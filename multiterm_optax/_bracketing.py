@@ -13,7 +13,7 @@ class Root(NamedTuple):
     """The result of a search.
 
     Attributes:
-      aux: What the function returned beside its value nearest to zero.
+      aux: What the function returned along with its value nearest to zero.
       bracketed: Whether the values at the ends have opposite signs.
     """
 

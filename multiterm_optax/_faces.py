@@ -4,17 +4,17 @@ r"""Many non-negative quadratic programs that share one matrix, by products with
 
   \min_{z \ge 0} \tfrac12 z^T C z - q \cdot z
 
-for many q at once. Where it is known which elements of z are not zero (the face), what
-is left is a linear system in them. Conjugate gradients solve it with one product with C
-an iteration, and that product all problems share: a matrix by a matrix. The face is
-guessed, and exchanged as soon as the system's residual is small against what is wrong
-with the guess: elements of z below zero leave, elements whose slack is below zero
-enter. Most gramians need some 3 to 10 faces, and 20 to 100 iterations in all.
+for many q at once. Once it is known which elements of z are not zero (the face), a
+linear system in them remains. Conjugate gradients solve it with one product with C per
+iteration, which all problems share as a product of two matrices. The face is guessed,
+and exchanged as soon as the system's residual is small compared with the errors of the
+guess: elements of z below zero leave, and elements whose slack is below zero enter.
+Most gramians need some 3 to 10 faces, and 20 to 100 iterations in all.
 
-Nothing is promised but what is verified: ``solved`` are the problems whose optimality
+Only what is verified is promised: ``solved`` marks the problems whose optimality
 conditions hold to two roundings, with the residual evaluated in more than the working
-precision. Faces may repeat for ever and conjugate gradients stall, on ill-conditioned
-gramians and on few others. Such problems are left to a method that always ends.
+precision. On ill-conditioned gramians, and on few others, faces may repeat for ever and
+conjugate gradients may stall. Such problems are left to a method that always ends.
 """
 
 from typing import NamedTuple
@@ -25,16 +25,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from multiterm_optax._typing import Gramian
 
-# A face is given up once its residual is so small against what is wrong with it.
+# A face is given up once its residual is this small compared with its errors.
 _EXCHANGE = 0.2
 
-# So many faces are exchanged for all that is wrong with them.
+# For this many faces, everything that is wrong with them is exchanged at once.
 _WHOLE = 6
 
-# Iterations, in K. More would cost more than to solve the problems one by one.
+# Iterations, in K. More would cost more than solving the problems one by one.
 _MAX_ITERATIONS = 5
 
-# Residuals are corrected at most so often.
+# Residuals are corrected at most this often.
 _MAX_ROUNDS = 3
 
 
@@ -55,8 +55,8 @@ class _Search(NamedTuple):
       along: The direction of conjugate gradients.
       length: The squared length of the residual on the face.
       face: Which elements of z are free.
-      fresh: The face was exchanged: the residual is to be evaluated.
-      done: On the optimal face, by the residual of the recurrence.
+      fresh: Whether the face was exchanged, so that the residual has to be evaluated.
+      done: Whether the face is optimal, by the residual of the recurrence.
       faces: Exchanges of the face so far.
       iterations: Products with the matrix so far.
     """
@@ -73,7 +73,7 @@ class _Search(NamedTuple):
 
 
 class _Rounds(NamedTuple):
-    """Searches, each from the accurate residual of the last one's end."""
+    """Searches, each starting from the accurate residual at the end of the last."""
 
     search: _Search
     solved: Bool[Array, " N"]
@@ -84,7 +84,7 @@ def solve_each(c: Gramian, q: Float[Array, "N K"]) -> Found:
     """Minimises ``z @ c @ z / 2 - q @ z`` over ``z >= 0`` for each row of q.
 
     ``c`` is of unit scale, with no element above 1. Rows of z that are not solved are
-    not negative, and nothing else.
+    only guaranteed not to be negative.
     """
     eps = float(jnp.finfo(c.dtype).eps)
     budget = _MAX_ITERATIONS * len(c)
@@ -111,7 +111,7 @@ def solve_each(c: Gramian, q: Float[Array, "N K"]) -> Found:
     def unfinished(rounds: _Rounds) -> Bool[Array, ""]:
         return jnp.any(going(rounds.search)) & (rounds.number < _MAX_ROUNDS)
 
-    # Like the problem: inside shard_map the counts then differ by device as it does.
+    # Made from the problem: inside shard_map the counts then differ by device, too.
     none = jnp.zeros_like(q[:, 0], jnp.int32)
     start = _start(jnp.zeros_like(q), q, q > 0, none)
     # No conflict: zero is the optimum.
@@ -143,7 +143,7 @@ def _improved(s: _Search, c: Gramian, q: Array, enough: float) -> _Search:
     fresh = s.fresh[:, None]
     vector = jnp.where(fresh, s.z, s.along)
     product = jnp.matmul(vector, c, precision="highest")
-    # Along what has no curvature, but for roundings, there is nothing to be gained.
+    # Along a direction without curvature, up to rounding, there is nothing to gain.
     curvature = jnp.sum(vector * product, axis=1)
     roundings = jnp.finfo(c.dtype).eps * jnp.sum(vector * vector, axis=1)
     step = jnp.where(s.fresh, 0, _ratio(s.length, curvature, roundings))
@@ -159,7 +159,7 @@ def _improved(s: _Search, c: Gramian, q: Array, enough: float) -> _Search:
     wrong = jnp.max(each, axis=1)
     small = enough * _size(z)
     exchanged = (left <= _EXCHANGE * wrong) & (wrong > small)
-    # After many faces only the worst of it: whole exchanges can go round in circles.
+    # After many faces only the worst element is exchanged: whole exchanges can cycle.
     least = jnp.where(s.faces < _WHOLE, 0, wrong / 2)
     face = s.face ^ (exchanged[:, None] & (each > least[:, None]))
     z = jnp.where(exchanged[:, None] & ~face, 0, z)

@@ -12,7 +12,7 @@ _MAX_INVERTED = 16
 
 
 def dot(a: Array, b: Array) -> Array:
-    """The product with all digits of its dtype on every device."""
+    """The product, in the full precision of its dtype on every device."""
     return jnp.matmul(a, b, precision="highest")
 
 

@@ -1,9 +1,10 @@
 """Which term is which: names, where the structure of the losses is seen.
 
-The terms stand in the order of ``jax.tree.leaves(losses)``, which sorts a dict. Whoever
-is given the losses in their own structure says so with :func:`seen`, and every check
-below it can then compare a dict with them, look up a name, and print the order. All of
-it happens while tracing, with nothing but structures: no state holds a name.
+The terms stand in the order of ``jax.tree.leaves(losses)``, which sorts a dict. A
+function that is given the losses in their own structure says so with :func:`seen`, and
+every check below it can then compare a dict with them, look up a name, and print the
+order. All of this happens while tracing and involves structures only: no state holds a
+name.
 """
 
 import contextlib

@@ -9,19 +9,19 @@ with C a gramian of unit scale and b, q vectors. The min-norm point of a simplex
 DualProj) with b = 0, once no gradient is much longer than another; float32 is
 then enough whatever the losses' scales are.
 
-Mehrotra's predictor-corrector interior point, 6 to 20 iterations of one K x K
-factorisation each. The residual, on which the accuracy of the answer rests, is
-evaluated in twice the working precision. What it promises:
+The method is Mehrotra's predictor-corrector interior point, with 6 to 20 iterations of
+one K x K factorisation each. The residual, on which the accuracy of the answer rests,
+is evaluated in twice the working precision. What it promises:
 
 - With s the slack of the optimality conditions, C z + b (b z) - q = s for z, s >= 0
-  and z s = 0, and for a q whose largest element is 1, the error is what is left of the
-  equation, relative to 1 + sum(z), or the root of the largest product z s, whichever
-  is larger.
+  and z s = 0, and for a q whose largest element is 1, the error is the residual of the
+  equation, relative to 1 + sum(z), or the root of the largest product z s, whichever is
+  larger.
 - It goes on until the error is two roundings, or no longer falls and is below the root
   of a rounding. Only then is ``converged`` true.
 - Where a predictor does not come true, a step ends where the products z s are of one
-  size, to within a factor of 100. Mehrotra's method without this can go round in
-  circles for ever: of random problems one in some thousand does.
+  size, to within a factor of 100. Without this, Mehrotra's method can cycle for ever,
+  as it does on one in some thousand random problems.
 - Iterations beyond :data:`SAFE_AFTER` are a second attempt, without prediction: plain
   steps along the central path. They converge by themselves, only more slowly (about 35
   iterations from the start).
@@ -51,7 +51,7 @@ MAX_ITERATIONS = 80
 # Up to this many terms the interior point solves every problem of a batch.
 _SMALL = 16
 
-# So many rows of a batch are left to the interior point at a time.
+# This many rows of a batch are left to the interior point at a time.
 _TOGETHER = 16
 
 
@@ -89,8 +89,8 @@ def solve(c: Gramian, b: Weights, q: Weights) -> Solution:
 def solve_each(c: Gramian, q: Float[Array, "N K"]) -> Solution:
     """The same with b = 0 for every row of q.
 
-    Many terms first go by products with c that all rows share, and what these do not
-    solve to two roundings by the interior point.
+    With many terms, products with c that all rows share come first, and the interior
+    point solves the rows that these do not solve to two roundings.
     """
     c, q = jax.lax.stop_gradient((c, q))
     q, size = jax.vmap(_unit)(q)
@@ -213,8 +213,8 @@ def _method(c: Gramian, b: Weights) -> _Method:
         second = jnp.where(safe, 0, jnp.where(even, 4, 1) * dz * ds)
         centre = jnp.where(safe, jnp.maximum(ratio**3, 0.1), ratio**3)
         dz, ds = direction(second - centre * mu)
-        # Ever closer to the boundary as the prediction comes true: the last digits
-        # then come quadratically.
+        # The better the prediction comes true, the closer the step goes to the
+        # boundary, so that the last digits come quadratically.
         a = (1 - jnp.clip(ratio, 0, 0.005)) * boundary(dz, ds)
         shares = jnp.array([1, 0.9, 0.8, 0.65, 0.5, 0.35, 0.2, 0.1], z.dtype)
         shares = shares * jnp.minimum(1, a)
@@ -255,7 +255,7 @@ def _method(c: Gramian, b: Weights) -> _Method:
             slack=ones,
             dual=jnp.sum(hessian, axis=0) - q - 1,
             best=ones,
-            # Like the problem: inside shard_map they then differ by device as it does.
+            # Made from the problem: inside shard_map they then differ by device, too.
             best_error=jnp.full_like(number, jnp.inf),
             stalled=jnp.zeros_like(number, jnp.int32),
             iterations=jnp.zeros_like(number, jnp.int32),

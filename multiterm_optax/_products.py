@@ -208,7 +208,8 @@ def _gramian_by_blocks(leaf: TermLeaf) -> Gramian:
         leaf = padded.reshape(num_terms, -1, block)
     if leaf.ndim > 2 and math.prod(leaf.shape[2:]) * 4 >= num_terms:
         axes = tuple(range(2, leaf.ndim))
-        # As one product XLA:CPU would fuse those of all leaves and hold them all.
+        # If it were one product, XLA:CPU would fuse those of all leaves and hold them
+        # all.
         columns = [leaf[i : i + 32] for i in range(0, num_terms, 32)]
         blocks = [
             jax.lax.dot_general(

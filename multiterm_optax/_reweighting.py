@@ -128,7 +128,8 @@ def balance(
         ) -> tuple[list[jax.Array], Norms]:
             old = start._replace(norms=norms)
             weights, new = find_weights(weighting, leaves, old, step, None, num_terms)
-            # Masked before, the gradients would have two readers and be copied.
+            # If they were masked before, the gradients would have two readers and be
+            # copied.
             scaled = (_terms.scale(weights, leaf) for leaf in leaves)
             return [_terms.only_present(step.present, x) for x in scaled], new.norms
 

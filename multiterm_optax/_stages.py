@@ -1,4 +1,4 @@
-"""Reads the arguments of a step, so that a stage states only what is its own.
+"""Reads the arguments of a step, so that a stage states only what is specific to it.
 
 Every ``update`` of the library checks its updates, its state and the mask of the
 present terms in the same way, and then works on a clean :class:`Step`.

@@ -116,8 +116,8 @@ def quotient(numerator: Array, denominator: Array) -> Array:
 def root(values: Array) -> Array:
     """The square root, whose derivative is 0, and not infinite, where it is 0.
 
-    An outer derivative multiplies it by that of the squares, which is 0 there, and
-    would be NaN.
+    An outer derivative multiplies it by that of the squares, which is 0 there, and the
+    product would otherwise be NaN.
     """
     zero = values == 0
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, values)))

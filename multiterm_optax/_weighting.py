@@ -51,16 +51,16 @@ class Weighting(NamedTuple):
       init: ``init(num_terms) -> state``.
       update: ``update(gramian, state, *, losses=None, present=None, **extra_args) ->
         (weights, state)``. ``gramian`` is [K, K]; ``losses`` is [K]; ``weights`` is
-        [K], or a mixing matrix [K, K] whose row i makes the new gradient of term i.
-        A state with a boolean field ``ready``, at any depth, asks for the step to be
+        [K], or a mixing matrix [K, K] whose row i gives the new gradient of term i. A
+        state with a boolean field ``ready``, at any depth, asks for the step to be
         skipped when False. ``present`` [K] says which terms are present in this step,
         and None that all are. The weights are those of the smaller problem with these
-        terms only: an absent term gets the weight 0, its entries in the gramian and
-        the losses are never read, and its part of the state, its count of steps
-        included, stays as it is. If all terms are absent, all weights are 0.
-        ``terms``, for a weighting whose signature has it, is a static value that says
-        what the terms are called, where the caller sees it. Further keyword-only
-        arguments in the signature name the extra arguments that the method reads.
+        terms only: an absent term gets the weight 0, its entries in the gramian and the
+        losses are never read, and its part of the state, its count of steps included,
+        stays as it is. If all terms are absent, all weights are 0. ``terms``, for a
+        weighting whose signature has it, is a static value that says what the terms are
+        called, where the caller sees it. Further keyword-only arguments in the
+        signature name the extra arguments that the method reads.
       reads_gramian: Whether ``update`` needs the gramian; where it does not, no
         per-term gradient is needed and ``gramian`` may be None.
       reads_losses: Whether ``update`` needs ``losses``.
@@ -221,7 +221,7 @@ def method(
         if _checks.as_int(num_terms) is None:
             raise TypeError(
                 f"{name}: init takes the number of terms, found "
-                f"{_words.describe(num_terms)}. In a chain a weighting stands as "
+                f"{_words.describe(num_terms)}. In a chain, write "
                 "reweight(weighting, num_terms)."
             )
         return init(num_terms)

@@ -17,7 +17,7 @@ MISSING = (
     "this library take the place of Optax's."
 )
 MODEL = (
-    "Of an Equinox model pass the arrays that are trained: params, static = "
+    "For an Equinox model, pass only the trained arrays: params, static = "
     "eqx.partition(model, eqx.is_inexact_array), and in losses_fn model = "
     "eqx.combine(params, static)."
 )

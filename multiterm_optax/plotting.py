@@ -1,7 +1,8 @@
 """Plots of how terms compete: weights, dominance, angles and trade-offs.
 
 Each function draws one plot on the given axes, or on new ones, and returns the axes.
-Set titles and sizes, and save files, with Matplotlib. Needs the extra ``plotting``.
+Set titles and sizes, and save files, with Matplotlib. Plots need the extra
+``plotting``.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ def weights(
       ax: Axes to draw on; by default new ones.
 
     Returns:
-      The axes, from 0 on; ``ax.set_yscale("log")`` makes them logarithmic.
+      The axes, which start at 0; ``ax.set_yscale("log")`` makes them logarithmic.
 
     Raises:
       ImportError: Matplotlib is not installed.
@@ -189,7 +190,7 @@ def cosines(matrix: Any, *, labels: Any = None, ax: "Axes | None" = None) -> "Ax
 def pareto_front(
     losses: Any, *, labels: Any = None, ax: "Axes | None" = None
 ) -> "Axes":
-    """Plots the losses of several runs, and the front of those that no other run beats.
+    """Plots the losses of several runs, and the front of the runs that no other beats.
 
     Args:
       losses: One row for each run, [N, 2].

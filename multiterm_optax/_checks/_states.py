@@ -78,7 +78,7 @@ def state_keeps_shapes(old: Any, new: Any, who: str) -> None:
         if grown != shape and grown[1:] == shape:
             raise ValueError(
                 f"{who} was initialised for updates without the term axis, but gets "
-                f"them with it: its state{keystr(path)} would change its shape from "
+                f"updates with it: its state{keystr(path)} would change its shape from "
                 f"{shape} to {grown}. {_words.AGGREGATOR} belongs before it, or "
                 "per_term(..., num_terms) around it."
             )

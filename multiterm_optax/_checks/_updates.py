@@ -52,7 +52,7 @@ def differentiable(
     """Refuses a parameter that cannot be differentiated."""
     if complex_too and _is_complex(value):
         return
-    # Layers hold functions, and switches such as that of dropout.
+    # Layers hold functions, and switches such as dropout's.
     of_a_model = _kind_of(value) is None or isinstance(value, bool)
     why = " to be differentiated"
     try:
@@ -63,7 +63,7 @@ def differentiable(
 
 
 def arrays(params: Any, name: str) -> None:
-    """Refuses parameters among which there is something else, such as a function."""
+    """Refuses parameters that include anything but arrays, such as a function."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if _kind_of(leaf) is None:
             raise TypeError(
@@ -158,7 +158,7 @@ def term_axis(
         if jax.tree.structure(params) != structure:
             hint = ""
             if _trees_like(updates, params):
-                hint = " stack_terms makes updates of a gradient for each term."
+                hint = " stack_terms makes updates from one gradient for each term."
             elif isinstance(updates, tuple) and len(updates) == 2:
                 hint = " value_and_term_grads returns the pair (losses, grads)."
             elif any(_kind_of(leaf) is None for leaf in jax.tree.leaves(params)):
@@ -231,7 +231,7 @@ def shapes_kept(stepped: Any, updates: Any, name: str) -> None:
 def _check_inner(
     stepped: Any, updates: Any, name: str, task: str, removed: int, hint: str
 ) -> None:
-    """Refuses shapes other than those of the updates less ``removed`` first axes."""
+    """Refuses shapes other than the updates' without their first ``removed`` axes."""
     if jax.tree.structure(stepped) != jax.tree.structure(updates):
         raise ValueError(
             f"{name}: inner must keep the tree structure of the updates, "

@@ -67,7 +67,7 @@ def grad_drop(
       >>> tx = grad_drop(jax.random.key(0))
       >>> grads = jnp.array([[1.0, 2.0, 3.0], [2.0, 5.0, -1.0]])
       >>> updates, _ = tx.update(grads, tx.init(jnp.zeros(3)))
-      >>> updates.tolist()  # the last one is 3 or -1, with 3 : 1
+      >>> updates.tolist()  # the last one is 3 or -1, at odds of 3 to 1
       [3.0, 7.0, 3.0]
     """
     name = "grad_drop"

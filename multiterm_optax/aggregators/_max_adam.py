@@ -63,8 +63,8 @@ def scale_by_max_adam(
         :math:`\hat v_j` of the terms seen so far. ``"own"`` divides each term by its
         own :math:`\hat v_i`; this is AdaTask's Adam and needs 2K copies.
       amsgrad: Keep the largest reduced :math:`\hat v`, as in :func:`optax.amsgrad`.
-      weights: With ``"own"``, K numbers by which the terms' own steps are multiplied,
-        not negative: an array [K] or a pytree like the losses; by default all 1.
+      weights: With ``"own"``, K numbers, not negative, by which the terms' own steps
+        are multiplied: an array [K] or a pytree like the losses; by default all 1.
       mu_dtype: Dtype of the first moment; by default that of the parameter.
 
     Returns:
@@ -106,8 +106,8 @@ def scale_by_max_adam(
         if not own:
             raise ValueError(
                 f"{name}: weights must be None unless reduction='own', found "
-                f"reduction={reduction!r}: before one divisor for all terms they are "
-                "weights of the gradients, as reweight(constant(weights)) gives them."
+                f"reduction={reduction!r}: with one divisor for all terms, weigh the "
+                "gradients instead, by reweight(constant(weights)) before this stage."
             )
         _checks.vector(weights, "weights", name, num_terms)
 
@@ -136,7 +136,8 @@ def scale_by_max_adam(
         term_counts = keep_absent(
             jnp.asarray(optax.safe_increment(state.term_counts)), state.term_counts
         )
-        # The moments of a term that was not seen yet are zero, whatever their divisor.
+        # The moments of a term that has not been seen yet are zero, whatever their
+        # divisor.
         own_counts = jnp.maximum(term_counts, 1)
         correct_mu = 1 / _terms.bias_correction(b1, own_counts if own else step_count)
         correct_nu = 1 / _terms.bias_correction(b2, own_counts)

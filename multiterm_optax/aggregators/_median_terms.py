@@ -12,18 +12,18 @@ from multiterm_optax.aggregators import _middle
 def median_terms() -> optax.GradientTransformationExtraArgs:
     r"""The median of the terms, element by element.
 
-    Of an even number of terms it is the mean of the two in the middle.
+    For an even number of terms it is the mean of the two in the middle.
 
-    For terms that estimate one and the same gradient, such as the losses of several
-    workers or data sources: fewer than half of them may be arbitrarily wrong. It has
-    the size of one term, not of their sum. With two terms it is the mean; with terms
-    that pull to different places, it follows only the majority.
+    It is for terms that estimate one and the same gradient, such as the losses of
+    several workers or data sources; fewer than half of them may be arbitrarily wrong.
+    It has the size of one term, not of their sum. With two terms it is the mean; with
+    terms that pull in different directions, it follows only the majority.
 
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates [\*p] of the
-      same dtypes. Stateless. NaN counts as infinity, and so among the largest.
-      ``update`` takes the extra argument ``present``, K booleans: the median is that of
-      the present terms.
+      same dtypes. It is stateless. NaN counts as infinity, and so as one of the
+      largest. ``update`` takes the extra argument ``present``, K booleans: the median
+      is that of the present terms.
 
     Raises:
       ValueError: An update lacks the leading term axis.

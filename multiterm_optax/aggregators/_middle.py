@@ -19,7 +19,7 @@ def mean_of_middle(
 ) -> Leaf:
     """The mean without the ``trim`` smallest and the ``trim`` largest elements.
 
-    One or two elements are always left, the median. NaN counts as infinity.
+    At least the median, one or two elements, is always left. NaN counts as infinity.
     """
     num_terms = leaf.shape[0]
     rows = jnp.where(jnp.isnan(leaf), jnp.array(jnp.inf, leaf.dtype), leaf)
@@ -50,7 +50,7 @@ def _mean(rows: list[Leaf], number: int | jax.Array, leaf: TermLeaf) -> Leaf:
 
 
 def _sorted(rows: TermLeaf) -> list[Leaf]:
-    """The terms' elements in rising order."""
+    """The terms' elements in ascending order."""
     num_terms = rows.shape[0]
     rows = _shardings.on_one_device(rows)
     if num_terms > _MAX_NETWORK:

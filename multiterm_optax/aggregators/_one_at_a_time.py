@@ -1,4 +1,4 @@
-"""One term a step: a momentum for each term, and a weighting of all momenta."""
+"""One term per step: a momentum for each term, and a weighting of all momenta."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -35,8 +35,8 @@ def one_at_a_time(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Weighs and sums momenta, so that a step needs the gradient of one term only.
 
-    Present terms move their :math:`m_i \leftarrow \beta m_i + (1 - \beta) \, g_i`, from
-    0, and count their steps :math:`t_i`. All terms seen so far make the step:
+    Each present term moves its :math:`m_i \leftarrow \beta m_i + (1 - \beta) \, g_i`,
+    from 0, and counts its steps :math:`t_i`. The step is made of all terms seen so far:
 
     .. math::
 
@@ -52,8 +52,8 @@ def one_at_a_time(
       A transformation of updates whose every leaf is [K, \*p] to updates [\*p] of the
       same dtypes. State: K copies of the parameters. ``update`` takes the extra
       argument ``present``, K booleans, which :func:`multiterm_optax.value_and_one_grad`
-      returns; here an absent term takes part with its momentum. Of the extra argument
-      ``losses``, the last value of each term counts.
+      returns; here an absent term takes part with its momentum. The last value of each
+      term in the extra argument ``losses`` counts.
 
     Raises:
       TypeError: ``weighting`` is not a :class:`multiterm_optax.Weighting`.
@@ -109,7 +109,7 @@ def one_at_a_time(
 
         momenta = jax.tree.map(move, state.momenta, step.updates)
         leaves, structure = jax.tree.flatten(momenta)
-        # With all terms present in each step none is to be masked.
+        # If all terms are present in every step, none needs to be masked.
         seen = None if step.present is None else term_counts > 0
         weights, found = _reweighting.find_weights(
             weighting,

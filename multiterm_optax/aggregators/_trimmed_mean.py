@@ -17,19 +17,19 @@ def trimmed_mean(trim: int) -> optax.GradientTransformationExtraArgs:
 
     .. math:: u = \frac{1}{K - 2b} \sum_{i = b + 1}^{K - b} g_{(i)} .
 
-    For terms that estimate one and the same gradient, such as the losses of several
-    workers or data sources: up to :math:`b` of them may be arbitrarily wrong. It is
-    a mean, K times shorter than :func:`multiterm_optax.sum_terms`.
+    It is for terms that estimate one and the same gradient, such as the losses of
+    several workers or data sources; up to :math:`b` of them may be arbitrarily wrong.
+    It is a mean, K times shorter than the sum of :func:`multiterm_optax.sum_terms`.
 
     Args:
       trim: :math:`b`, how many are left out at each end. Of 2b terms or fewer the
-        median remains. 0 is the mean.
+        median remains. With 0 it is the mean.
 
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates [\*p] of the
-      same dtypes. Stateless. NaN counts as infinity, and so among the largest.
-      ``update`` takes the extra argument ``present``, K booleans: K is then the number
-      of the present terms.
+      same dtypes. It is stateless. NaN counts as infinity, and so as one of the
+      largest. ``update`` takes the extra argument ``present``, K booleans: K is then
+      the number of the present terms.
 
     Raises:
       TypeError: ``trim`` is not a static int.

@@ -1,4 +1,4 @@
-"""Whether the losses of rows are those of each row alone, by trying."""
+"""Tries out whether each row's loss is that of the row alone."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,8 +23,9 @@ def check_row_losses(
 
     :func:`value_and_row_grads` and ``value_and_weighted_grad(..., gramian="rows")``
     take the rows of a batch apart. Batch normalisation in training mode, losses of
-    pairs, or one random key for a whole batch give other losses then. This compares,
-    once and outside of ``jax.jit``, each row's loss in the batch with its loss alone.
+    pairs, or one random key for a whole batch then give different losses. This
+    compares, once and outside of ``jax.jit``, each row's loss in the batch with its
+    loss alone.
 
     Args:
       row_losses_fn: As :func:`value_and_row_grads` takes it.
@@ -71,7 +72,7 @@ def check_row_losses(
         number = int(np.argmin(same))
         raise ValueError(
             f"{name}: each row's loss must not depend on other rows, found "
-            f"{np.sum(~same)} of {num_rows} rows that it does for: the loss of row "
+            f"{np.sum(~same)} of {num_rows} rows whose loss does: the loss of row "
             f"{number} is {together[number]:.6g} in the batch and {apart[number]:.6g} "
             "alone. Batch normalisation in training mode is a common cause."
         )

@@ -1,7 +1,7 @@
-"""The operations with a parameter in them that a linear program can be cut at.
+"""The operations with a parameter at which a linear program can be cut.
 
-As a matrix product of R rows: the output is X t, with the constant X [R, n] and the
-parameter t [n, m], b times over, whatever the layout of the operation.
+Each is a matrix product of R rows: the output is X t, with the constant X [R, n] and
+the parameter t [n, m], b times over, whatever the layout of the operation.
 """
 
 import itertools
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-# A convolution with more offsets than that would make a long program.
+# A convolution with more offsets than this would make a long program.
 _MAX_OFFSETS = 49
 
 
@@ -23,10 +23,10 @@ class Kind(NamedTuple):
     Attributes:
       other: The variable of the constant operand.
       parts: From the constant to X, as parts [b, R, n_i] of its columns; for a table,
-        to the numbers of the rows read, [R], or -1 for none.
+        to the indices of the rows read, [R], or -1 for none.
       rows_of: From the cotangents of the output to [b, R, m].
       sizes: b, R, n and m.
-      table: Whether rows of a table are read, of which X is the one-hot code.
+      table: Whether rows of a table are read, so that X is their one-hot code.
     """
 
     other: Any
@@ -105,7 +105,7 @@ def _convolution(eqn: Any, position: int) -> Kind | None:
 
 
 def _table(eqn: Any, position: int) -> Kind | None:
-    """Whole rows of a table, read by their numbers."""
+    """Whole rows of a table, read by their indices."""
     table, other = eqn.invars
     numbers, shape = eqn.params["dimension_numbers"], table.aval.shape
     whole_rows = (

@@ -41,7 +41,7 @@ def worth(cut: Cut, num_terms: int, *, norms: bool) -> bool:
 
 
 def products_of(cut: Cut) -> Callable[[Array], tuple[Array, Array]]:
-    """From cotangents [K, ...] to D and X X^T D, both [K, b, R, m], in wide numbers."""
+    """From cotangents [K, ...] to D and X X^T D, both [K, b, R, m], in a wide dtype."""
     if cut.kind.table:
         entries = cut.kind.parts(cut.constant)
 

@@ -4,7 +4,7 @@
 The losses' tangents are a linear program of the parameters' tangents. A dense layer's
 matrix t enters it in one operation, ``y = x t`` with a constant x. With y as an input
 in place of t, the transposed program gives the losses' derivatives with respect to y,
-and no product with x is taken; ``_cut_products`` makes the gramian of them and x.
+and no product with x is taken; ``_cut_products`` makes the gramian from them and x.
 Convolutions and rows of tables are cut in the same way. Transposes, reshapes and
 changes of dtype may stand before the operation. A parameter that is used twice, or in
 another way (also within a loop, ``jax.checkpoint`` or a function with
@@ -74,7 +74,7 @@ def find(
     primals: tuple[Any, ...],
     worth: Callable[[Cut], bool] | None,
 ) -> Program:
-    """Cuts ``linear`` wherever that is possible and ``worth`` it; None: nowhere."""
+    """Cuts ``linear`` wherever that is possible and ``worth`` it; None if nowhere."""
     leaves, structure = jax.tree.flatten(primals)
     whole = Program(
         lambda *flat: linear(*structure.unflatten(flat)),

@@ -22,8 +22,8 @@ def value_and_feature_grad(
 ) -> WeightedGrad:
     r"""As :func:`value_and_weighted_grad`, with weights from the shared features.
 
-    For a trunk that makes features :math:`z = f(\theta)`, and K losses
-    :math:`L_i(z, \eta)` with heads' parameters :math:`\eta`,
+    For a trunk that makes features :math:`z = f(\theta)`, and K losses :math:`L_i(z,
+    \eta)` with the heads' parameters :math:`\eta`,
 
     .. math::
 
@@ -34,16 +34,17 @@ def value_and_feature_grad(
     where the rows of :math:`J_z` are the gradients with respect to z. There are K
     backward passes through the heads and one through the trunk. Each head receives its
     own term's gradient, unweighted. With ``mgda()`` this is MGDA-UB (Sener and Koltun,
-    2018, section 3.3), with ``by_norm()`` the balance of codecs at their output.
+    2018, section 3.3), and with ``by_norm()`` the balance that codecs use at their
+    output.
 
     Args:
       features_fn: ``features_fn(trunk, *args, **kwargs)`` returns z, a real array or a
         pytree of such, of any dtypes.
       head_losses_fn: ``head_losses_fn(z, heads, *args, **kwargs)`` returns K losses, as
         :func:`value_and_term_grads` takes them.
-      weighting: What finds the weights.
+      weighting: The weighting that finds the weights.
       has_aux: Whether ``head_losses_fn`` returns ``(losses, aux)``.
-      gramian: As in :func:`value_and_weighted_grad`, but for ``"rows"``.
+      gramian: As in :func:`value_and_weighted_grad`, except for ``"rows"``.
       every: As in :func:`value_and_weighted_grad`.
 
     Returns:

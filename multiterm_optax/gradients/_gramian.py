@@ -4,7 +4,8 @@
 At one point of the parameters the losses' tangents are a linear function J of the
 parameters' tangents, and the gramian of the gradients is J J^T. There are several ways
 to compute it. Each leaves only the K x K result, or its diagonal, in memory. If no way
-is asked for, no gradients are made where cotangents and activations do for less.
+is asked for, no gradients are made where cotangents and activations suffice at a lower
+cost.
 """
 
 import functools
@@ -105,7 +106,7 @@ def _worth(
 
 
 def _split(program: _cuts.Program, found: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """Of what belongs to the inputs: the parameters' part, and that of the cuts."""
+    """Splits what belongs to the inputs into that of parameters and that of cuts."""
     number = len(program.kept)
     return list(found[:number]), list(found[number:])
 

@@ -25,10 +25,10 @@ def ntk_traces(
 
     Args:
       residuals_fn: ``residuals_fn(params, *args)`` returns a pytree of K arrays: the
-        residuals of each term, whose squares its loss averages. Each number of an array
-        counts as a row, of which a term may have any number but none.
-      batch_size: How many backward passes run at once: that many gradients are held.
-        ``None``: those of all rows of a term.
+        residuals of each term, whose squares its loss averages. Each element of an
+        array counts as a row, of which a term needs at least one.
+      batch_size: How many backward passes run at once, and so how many gradients are
+        held. ``None``: those of all rows of a term.
 
     Returns:
       A function with the arguments of ``residuals_fn`` that returns the traces [K], in
@@ -36,7 +36,7 @@ def ntk_traces(
       pass for each row: a few hundred rows of a batch will do.
 
     Raises:
-      TypeError: ``residuals_fn`` is no function, or parameters or residuals are not
+      TypeError: ``residuals_fn`` is not a function, or parameters or residuals are not
         real floating point.
       ValueError: There is no residual, or ``batch_size`` is below 1.
 

@@ -1,4 +1,4 @@
-"""The loss and the gradient of one term a step, for the price of one gradient."""
+"""The loss and the gradient of one term per step, at the cost of one gradient."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -36,21 +36,20 @@ def value_and_one_grad(
       losses_fn: As in :func:`multiterm_optax.value_and_term_grads`.
       argnums: As in :func:`multiterm_optax.value_and_term_grads`.
       has_aux: Whether ``losses_fn`` returns ``(losses, aux)``.
-      shares: ``None``: the terms in turn, one after another. K numbers that are not
-        negative: how often each term comes, relative to their sum, spread as evenly as
-        they can be.
+      shares: ``None``: the terms take turns. K numbers that are not negative: how often
+        each term comes, relative to their sum, spread as evenly as possible.
 
     Returns:
       A function ``(step, *args, **kwargs)`` with the arguments of ``losses_fn`` after
       ``step``, an integer that counts from 0 and may be traced. It returns ``(losses,
       grads, present)``, or ``((losses, aux), grads, present)`` with ``has_aux``:
       ``losses`` in its structure and every leaf of ``grads`` [K, \*p], with zeros for
-      all terms but one, and ``present``, [K] booleans, which say which one. It is the
-      extra argument of that name; :func:`multiterm_optax.one_at_a_time` makes a step of
-      all terms from it.
+      all terms but one, and ``present``, [K] booleans, which say which one. Pass it on
+      as the extra argument of that name; :func:`multiterm_optax.one_at_a_time` makes a
+      step of all terms from it.
 
     Raises:
-      TypeError: As :func:`multiterm_optax.value_and_term_grads`, or ``step`` is no
+      TypeError: As :func:`multiterm_optax.value_and_term_grads`, or ``step`` is not an
         integer.
       ValueError: There is no loss, or ``shares`` are not K numbers of at least 0.
 
@@ -89,7 +88,8 @@ def value_and_one_grad(
                 one_loss = split_outputs(linear, primals, num_terms)[number]
                 cotangent = jnp.ones_like(jax.eval_shape(one_loss, *primals))
                 grads = jax.linear_transpose(one_loss, *primals)(cotangent)
-                # What is not returned XLA does not compute: the other terms' losses.
+                # XLA does not compute what is not returned, which are the other terms'
+                # losses.
                 return _only(losses, number), grads, aux
 
             return one

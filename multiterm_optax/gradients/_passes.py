@@ -34,7 +34,7 @@ def choose(
 
 
 def in_a_batch(linear: Callable[..., Any], inputs: tuple[Any, ...]) -> Passes:
-    """``"vmap"``, but for programs that an older XLA:CPU gets wrong in a batch."""
+    """``"vmap"``, except for programs that an older XLA:CPU gets wrong in a batch."""
     if jax.default_backend() != "cpu":
         return "vmap"
     for eqn in equations(linear, inputs):

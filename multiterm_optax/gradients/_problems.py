@@ -1,4 +1,4 @@
-"""One step of the losses: what there is to find the weights from, and the way back."""
+"""One step of the losses: what the weights are found from, and the way back."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

@@ -1,5 +1,5 @@
 # Longer than most: it opens programs and runs parts of them.
-"""Linear programs, opened so that one sees which operations they are made of."""
+"""Linear programs, opened to show which operations they are made of."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -99,7 +99,7 @@ def restrict(
 
 
 def _inlined(closed: Any, args: Any) -> list[Any]:
-    """Runs a program with the calls in it opened, so that one sees their operations."""
+    """Runs a program with the calls in it opened, to show their operations."""
     jaxpr, env = closed.jaxpr, {}
     env.update(zip(jaxpr.constvars, closed.consts, strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))

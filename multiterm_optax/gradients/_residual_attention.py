@@ -35,7 +35,7 @@ class ResidualAttention(NamedTuple):
 
 
 def residual_attention(gamma: Scalar = 0.999, eta: Scalar = 0.01) -> ResidualAttention:
-    r"""Weights of single points that follow their residuals (RBA).
+    r"""Weights for single points that follow their residuals (RBA).
 
     .. math::
 
@@ -43,17 +43,17 @@ def residual_attention(gamma: Scalar = 0.999, eta: Scalar = 0.01) -> ResidualAtt
       + \eta \, \frac{\lvert r_b \rvert}{\max_c \lvert r_c \rvert}, \qquad
       L = \frac1N \sum_b (\lambda_b r_b)^2 .
 
-    From 0, a weight stays below :math:`\eta / (1 - \gamma)`, 10 by default.
+    Starting from 0, a weight stays below :math:`\eta / (1 - \gamma)`, 10 by default.
 
     Args:
       gamma: :math:`\gamma`, the decay rate, in [0, 1].
       eta: :math:`\eta`, how much the largest residual's weight gains in a step.
 
     Returns:
-      A pair of functions, as of an Optax transformation. ``init(num_points)`` makes the
+      A pair of functions, as in an Optax transformation. ``init(num_points)`` makes the
       state; ``update(residuals, state)`` takes one term's residuals [N] and returns
       this step's weights [N], constant to any derivative, and the next state. It
-      belongs into the function of the losses, whose aux returns the state. A residual
+      belongs in the function of the losses, whose aux returns the state. A residual
       that is not finite counts as zero.
 
     Raises:

@@ -34,8 +34,8 @@ def value_and_row_grads(
 ) -> Callable[..., tuple[Any, Any]]:
     r"""Losses and their gradients where each term has its own rows of the batch.
 
-    For class losses, losses of several sources, or labels that only some rows have.
-    With :math:`\ell_r(\theta)` the loss of row r, :math:`\omega_r` its weight and
+    It is for class losses, losses of several sources, or labels that only some rows
+    have. With :math:`\ell_r(\theta)` the loss of row r, :math:`\omega_r` its weight and
     :math:`R_i` the rows of term i,
 
     .. math::
@@ -62,9 +62,9 @@ def value_and_row_grads(
       A function ``fn(params, rows, row_terms, *args, row_weights=None, **kwargs)``
       that returns ``(losses, grads)``: an array [K], and every leaf [K, \*p] in the
       parameter's dtype. ``rows`` is a tree of arrays [B, ...]. ``row_terms`` [B] says
-      which term owns each row; a negative number: none; K or more: every loss is NaN.
-      ``row_weights`` [B] are not negative; a row of weight 0 is left out. ``args`` and
-      ``kwargs`` are passed on as they are.
+      which term owns each row: none for a negative number; with K or more every loss is
+      NaN. ``row_weights`` [B] are not negative; a row of weight 0 is left out. ``args``
+      and ``kwargs`` are passed on as they are.
 
     Raises:
       TypeError: ``row_terms`` are not integers, or a parameter or loss is not real
@@ -77,7 +77,7 @@ def value_and_row_grads(
       >>> def row_losses(w, rows):
       ...     return 0.5 * (rows["x"] * w - rows["y"]) ** 2
       >>> rows = {"x": jnp.array([1.0, 2.0, 3.0]), "y": jnp.array([0.0, 1.0, 1.0])}
-      >>> source = jnp.array([0, 1, 0])  # of three: the last one has no row here
+      >>> source = jnp.array([0, 1, 0])  # of three terms, the last has no row
       >>> fn = value_and_row_grads(row_losses, num_terms=3)
       >>> losses, grads = fn(jnp.array(1.0), rows, source)
       >>> losses.tolist(), grads.tolist()

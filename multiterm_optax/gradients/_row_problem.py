@@ -58,7 +58,8 @@ def row_problem(
     if not every_row_a_term:
         owners = _owners(row_terms, row_weights, num_terms, present, name)
         counted = owners.counted
-        # A row that does not count may hold anything, also NaN: another is computed.
+        # A row that does not count may hold anything, even NaN: another is computed
+        # instead.
         index = jnp.where(counted, jnp.arange(num_rows), jnp.argmax(counted))
         chosen = jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], rows)
 
@@ -122,7 +123,7 @@ def row_problem(
             found[cut.leaf] = _of_cut(
                 cut, constant, _terms.scale(factors, cotangent), leaves[cut.leaf]
             )
-        if owners is not None:  # without any row that counts, all are as they came
+        if owners is not None:  # without any row that counts, all stay as they came
             some = jnp.any(owners.counted)
             found = [jnp.where(some, leaf, 0) for leaf in found]
         return structure.unflatten(found)

@@ -1,4 +1,4 @@
-"""What functions of losses by row are given: rows, their owners and their weights."""
+"""Arguments of functions with losses by row: rows, their owners and their weights."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def normalized(
 
 
 def integers(row_terms: Any, name: str) -> Array:
-    """The owners of the rows as an array; refuses what are no integers."""
+    """The owners of the rows as an array; refuses anything but integers."""
     try:
         numbers = jnp.asarray(row_terms)
     except (TypeError, ValueError):

@@ -13,7 +13,7 @@ from multiterm_optax import _words
 def stack_terms(trees: Sequence[Any] | Mapping[Any, Any]) -> Any:
     r"""Makes per-term gradients, every leaf [K, \*p], of K ready-made gradients.
 
-    For trainers that differentiate each loss by themselves, and for
+    It is for trainers that differentiate each loss by themselves, and for
     ``jax.jacrev(losses_fn)(params)`` where the losses are a dict.
 
     Args:
@@ -21,7 +21,7 @@ def stack_terms(trees: Sequence[Any] | Mapping[Any, Any]) -> Any:
         of the term. Those of a dict are sorted by their names, as JAX sorts the losses.
 
     Returns:
-      One tree like the parameters, whose leaves have the K terms in front.
+      One tree like the parameters, whose leaves have the term axis in front.
 
     Raises:
       TypeError: ``trees`` is neither a sequence nor a dict.

@@ -19,7 +19,7 @@ def value_and_term_grads(
     *,
     passes: Passes | None = None,
 ) -> Callable[..., tuple[Any, Any]]:
-    r"""Losses and the gradient of each of them, as ``jax.value_and_grad`` for K losses.
+    r"""Losses and the gradient of each, like ``jax.value_and_grad`` for K losses.
 
     For :math:`L : \mathbb{R}^P \to \mathbb{R}^K` it computes :math:`L(\theta)` and the
     rows of its Jacobian, :math:`g_i = \nabla_\theta L_i(\theta)`, in one forward pass
@@ -48,7 +48,8 @@ def value_and_term_grads(
     Raises:
       TypeError: A loss is not a real floating-point scalar (or ``[K]`` array), or
         a parameter is not floating point.
-      ValueError: ``losses_fn`` returns no loss, or ``passes`` is not a choice.
+      ValueError: ``losses_fn`` returns no loss, or ``passes`` is not one of the
+        choices.
 
     Example:
       >>> import jax.numpy as jnp
@@ -86,7 +87,7 @@ def term_grads(
     *,
     passes: Passes | None = None,
 ) -> Callable[..., Any]:
-    """The gradients of :func:`value_and_term_grads` only, as ``jax.grad``.
+    """The gradients of :func:`value_and_term_grads` only, like ``jax.grad``.
 
     Args:
       losses_fn: As in :func:`value_and_term_grads`.

@@ -23,7 +23,7 @@ def value_and_weighted_grad(
     shared: Any = None,
     measured: Any = None,
 ) -> WeightedGrad:
-    r"""Losses and the gradient of their weighted sum, the weights found first.
+    r"""Losses and the gradient of their weighted sum, with the weights found first.
 
     .. math::
 
@@ -33,12 +33,12 @@ def value_and_weighted_grad(
     where the rows of J are the gradients of the K losses and w is held constant. Up to
     rounding the result is that of :func:`multiterm_optax.reweight` and
     :func:`multiterm_optax.sum_terms`, but K gradients are never kept at once, and one
-    more backward pass computes g: the only one, if the weighting reads losses only.
+    more backward pass computes g, the only one if the weighting reads losses only.
 
     Args:
       losses_fn: As in :func:`multiterm_optax.value_and_term_grads`. With ``present``
         it must not compute with missing values, such as NaN labels.
-      weighting: What finds the weights.
+      weighting: The weighting that finds the weights.
       argnums: Positional argument of ``losses_fn``, or arguments, to differentiate.
       has_aux: Whether ``losses_fn`` returns ``(losses, aux)``.
       gramian: How the dot products are found. ``None``: from activations and
@@ -52,7 +52,7 @@ def value_and_weighted_grad(
         Only they enter the gramian and receive the weighted gradient; the others, such
         as a term's own head, receive that of the plain sum. ``None``: all are shared.
       measured: The parameters that enter the gramian, if not the shared ones, in the
-        same form: the last layer, say. The K passes end there.
+        same form, such as the last layer. The K passes end there.
 
     Returns:
       A :class:`multiterm_optax.gradients.WeightedGrad`. ``init(num_terms)`` makes the
@@ -61,11 +61,11 @@ def value_and_weighted_grad(
       ``(losses, grads, state)``, or ``((losses, aux), grads, state)`` with ``has_aux``.
       ``grads`` looks like the parameters, [\*p], for any Optax optimizer.
       With ``gramian="rows"`` it takes ``(state, params, rows, *args, row_terms=None,
-      row_weights=None)`` as :func:`value_and_row_grads`, each row a term by default,
-      computed alone: see :func:`check_row_losses`.
+      row_weights=None)`` as :func:`value_and_row_grads` does. By default each row is a
+      term. Rows are computed alone: see :func:`check_row_losses`.
 
     Raises:
-      TypeError: An argument is of another kind, or a loss or parameter is not real
+      TypeError: An argument is of the wrong kind, or a loss or parameter is not real
         floating point.
       ValueError: ``every`` is below 1, ``gramian`` is not possible, or ``shared``,
         ``measured``, ``present`` or the number of losses does not fit.

@@ -1,4 +1,4 @@
-# Longer than most: weights can be held, shared and absent, and each has its rule.
+# Longer than most: weights can be held, parameters not shared, and terms absent.
 """A step that finds the weights of K losses first, then the weighted gradient."""
 
 from collections.abc import Callable, Sequence

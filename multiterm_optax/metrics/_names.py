@@ -15,7 +15,7 @@ def named(values: Any, losses: Any) -> dict[str, jax.Array]:
       values: An array [..., K], with the terms in the last axis: numbers [K], or a
         history of them [T, K].
       losses: The losses, structured as ``losses_fn`` returns them; only their structure
-        is read. Or K names, in the order of the terms.
+        is read. K names in the order of the terms will also do.
 
     Returns:
       A dict from the names, in the order of the terms, to arrays [...]. Nested names

@@ -9,8 +9,8 @@ import optax
 def read(state: optax.OptState, field: str) -> dict[str, Any]:
     """Returns every field of a given name in a state, by its path.
 
-    :func:`optax.tree.get` reads a field that occurs once, and refuses if two stages of
-    a chain have a field of the same name. This function returns all of them.
+    :func:`optax.tree.get` reads a field that occurs once, and fails if two stages of a
+    chain have a field of the same name. This function returns all of them.
 
     Args:
       state: The state of any transformation.

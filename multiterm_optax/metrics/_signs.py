@@ -33,12 +33,12 @@ def warnings(weights: Any, losses: Any = None, *, ratio: Scalar = 100.0) -> Warn
       |w_i| > r \, \operatorname{median}_{j \ne i} |w_j| , \qquad
       r \, |L_i| < \operatorname{median}_{j \ne i} |L_j| .
 
-    Both at once say that a method multiplies what is left of a loss at its floor, which
-    is mostly noise, by a weight in the hundreds.
+    If both hold at once, a method multiplies a loss that is at its floor, and mostly
+    noise, by a weight in the hundreds.
 
     Args:
       weights: Weights [K], as found in a state; a pytree like the losses; or a mixing
-        matrix [K, K], whose columns count with their sums.
+        matrix [K, K], whose column sums count.
       losses: The losses, an array [K] or a pytree of K scalars. Losses in units that
         are far apart are best divided by their first values.
       ratio: :math:`r`, at least 1.

@@ -1,5 +1,5 @@
 # Longer than most: it estimates the gradients' errors itself, over epochs.
-"""MGDA that skips steps within bounds on the gradients' errors, which it measures."""
+"""MGDA that measures the gradients' errors and skips steps that they could reverse."""
 
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast
@@ -25,7 +25,7 @@ class AdaptiveMGDAState(NamedTuple):
       count: Number of steps in this epoch, int32.
       term_counts: Number of these steps in which each term was present, [K], int32.
       mean: Mean gradients of this epoch, leaves [K, *p], in at least float32.
-      spread: Sums of squared distances from them, [K].
+      spread: Sums of squared distances from these means, [K].
     """
 
     weighted: WeightedState
@@ -46,7 +46,7 @@ def adaptive_mgda(
 ) -> optax.GradientTransformationExtraArgs:
     r"""MGDA that skips the steps for which its gradients are too noisy.
 
-    Steps as ``weighted(inexact_mgda(eps), inner, num_terms)``, with bounds
+    It steps as ``weighted(inexact_mgda(eps), inner, num_terms)`` does, with bounds
     :math:`\epsilon_i` measured at the end of every epoch of N steps, from all gradients
     of the epoch:
 
@@ -56,7 +56,7 @@ def adaptive_mgda(
         \Bigl\lVert \frac1N \sum_t g_{i,t} \Bigr\rVert^2 , \qquad
       \epsilon_i = \lambda \hat\epsilon_i .
 
-    They are 0 in the first epoch.
+    The bounds are 0 in the first epoch.
 
     Args:
       inner: The optimizer, with its learning rate, such as ``optax.adam(1e-3)``. A
@@ -64,14 +64,15 @@ def adaptive_mgda(
       num_terms: K, the number of terms.
       scale: :math:`\lambda`, not negative.
       steps_per_epoch: N, the number of steps after which the bounds are renewed.
-      rule: ``"std"``: as above, the thesis' text. ``"variance"``: its Alg. line 16 as
-        printed, :math:`\epsilon_i^2 = \lambda \hat\epsilon_i^2`.
+      rule: ``"std"``: as above and in the text of the thesis. ``"variance"``: line 16
+        of its algorithm as printed, :math:`\epsilon_i^2 = \lambda \hat\epsilon_i^2`.
 
     Returns:
-      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p], zero for
-      a skipped step. State: K copies of the parameters for the mean gradients, and
+      An optimizer from per-term gradients, every leaf [K, \*p], to updates [\*p], zero
+      for a skipped step. State: K copies of the parameters for the mean gradients, and
       ``inner``'s. ``update`` takes the extra argument ``present``, K booleans: a term's
-      bound comes from the steps of the epoch in which it was present, if two or more.
+      bound comes from the steps of the epoch in which it was present, if there are two
+      or more.
 
     Raises:
       TypeError: ``inner`` is not a transformation.

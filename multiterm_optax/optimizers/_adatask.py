@@ -22,20 +22,20 @@ def adatask(
 
     .. math:: \theta \leftarrow \theta - \sum_i w_i \, \mathrm{inner}_i(g_i)
 
-    where each term has its own copy of ``inner``'s state: ``chain(per_term(inner, K),
-    sum_terms())``. Every term takes a step of the size that ``inner`` gives it alone,
-    whatever its loss is multiplied by before. Parameters that only one term touches are
-    trained by the plain ``inner`` on this term.
+    where each term has its own copy of ``inner``'s state. This is
+    ``chain(per_term(inner, K), sum_terms())``. Every term takes a step of the size that
+    ``inner`` would give it alone, whatever its loss is multiplied by. Parameters that
+    only one term touches are trained by the plain ``inner`` on this term.
 
     Args:
       inner: An optimizer with its learning rate, such as ``optax.adam(1e-3)``. Weight
         decay inside would be applied K times: put it after this transformation.
       num_terms: K, the number of terms.
-      weights: :math:`w_i`, K numbers by which the terms' own steps are multiplied, not
-        negative: an array [K] or a pytree like the losses. ``None``: all 1.
+      weights: :math:`w_i`, K numbers, not negative, by which the terms' own steps are
+        multiplied: an array [K] or a pytree like the losses. ``None``: all 1.
 
     Returns:
-      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. With
+      An optimizer from per-term gradients, every leaf [K, \*p], to updates [\*p]. With
       K = 1 it is ``inner``. ``update`` takes the extra argument ``present``, K
       booleans: an absent term takes no step, and its copy of the state stays. All forms
       of AdaTask take it.
@@ -79,7 +79,7 @@ def adatask_adam(
     mask: Any | Callable[[optax.Params], Any] | None = None,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Adam with moments of its own for each term.
+    r"""Adam with separate moments for each term.
 
     .. math:: \theta \leftarrow \theta - \alpha \sum_i w_i
       \frac{\hat m_i}{\sqrt{\hat v_i} + \epsilon}
@@ -94,13 +94,13 @@ def adatask_adam(
       eps: Added to the denominator.
       eps_in_sqrt: Put ``eps`` inside the square root. The paper prints both forms.
       weights: As in :func:`adatask`.
-      weight_decay: Decoupled weight decay, multiplied by the learning rate, once and
-        not K times. ``None``: none, and ``update`` does not need ``params``.
+      weight_decay: Decoupled weight decay, multiplied by the learning rate and applied
+        once, not K times. ``None``: none, and ``update`` does not need ``params``.
       mask: Which parameters decay, as in :func:`optax.adamw`.
       mu_dtype: Dtype of the first moments; ``None``: the parameter's.
 
     Returns:
-      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. With
+      An optimizer from per-term gradients, every leaf [K, \*p], to updates [\*p]. With
       K = 1 it is :func:`optax.adam`, or :func:`optax.adamw`.
 
     Raises:
@@ -151,7 +151,7 @@ def adatask_rmsprop(
     weight_decay: Scalar | None = None,
     mask: Any | Callable[[optax.Params], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""RMSProp with a second moment of its own for each term.
+    r"""RMSProp with a separate second moment for each term.
 
     .. math::
 
@@ -167,12 +167,12 @@ def adatask_rmsprop(
       eps: Added to the denominator.
       eps_in_sqrt: Put ``eps`` inside the square root. The paper prints both forms.
       weights: As in :func:`adatask`.
-      weight_decay: Decoupled weight decay, multiplied by the learning rate, once and
-        not K times. ``None``: none, and ``update`` does not need ``params``.
+      weight_decay: Decoupled weight decay, multiplied by the learning rate and applied
+        once, not K times. ``None``: none, and ``update`` does not need ``params``.
       mask: Which parameters decay, as in :func:`optax.adamw`.
 
     Returns:
-      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. With
+      An optimizer from per-term gradients, every leaf [K, \*p], to updates [\*p]. With
       K = 1 it is ``optax.rmsprop(decay=decay, eps=eps, eps_in_sqrt=eps_in_sqrt)``.
 
     Raises:
@@ -215,14 +215,14 @@ def adatask_adagrad(
     weight_decay: Scalar | None = None,
     mask: Any | Callable[[optax.Params], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""AdaGrad with an accumulator of its own for each term.
+    r"""AdaGrad with a separate accumulator for each term.
 
     .. math::
 
       G_i &\leftarrow G_i + g_i^2, \\
       \theta &\leftarrow \theta - \alpha \sum_i w_i \frac{g_i}{\sqrt{G_i} + \epsilon}
 
-    The accumulators start at 0 (those of :func:`optax.adagrad` at 0.1). State: K
+    The accumulators start at 0, and those of :func:`optax.adagrad` at 0.1. State: K
     copies of the parameters.
 
     Args:
@@ -231,12 +231,12 @@ def adatask_adagrad(
       eps: Added to the denominator.
       eps_in_sqrt: Put ``eps`` inside the square root. The paper prints both forms.
       weights: As in :func:`adatask`.
-      weight_decay: Decoupled weight decay, multiplied by the learning rate, once and
-        not K times. ``None``: none, and ``update`` does not need ``params``.
+      weight_decay: Decoupled weight decay, multiplied by the learning rate and applied
+        once, not K times. ``None``: none, and ``update`` does not need ``params``.
       mask: Which parameters decay, as in :func:`optax.adamw`.
 
     Returns:
-      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p].
+      An optimizer from per-term gradients, every leaf [K, \*p], to updates [\*p].
 
     Raises:
       ValueError: A hyperparameter is out of range, or an update lacks the leading term
@@ -268,7 +268,7 @@ def _scale_by_root(
     eps: Scalar,
     eps_in_sqrt: bool,
 ) -> optax.GradientTransformation:
-    """Divides updates by the root of their squares, added by ``accumulate(old, new)``.
+    """Divides updates by the root of their squares, summed by ``accumulate(old, new)``.
 
     Optax's ``scale_by_rms`` turns a zero gradient into NaN where eps = 0, its
     ``scale_by_rss`` has eps inside the root only, and both accumulate in the dtype of

@@ -1,4 +1,4 @@
-"""The recommended optimizer: the gradients of all terms brought to one size, slowly."""
+"""The recommended optimizer, which slowly brings all terms' gradients to one size."""
 
 import optax
 
@@ -22,7 +22,7 @@ def balanced(
     ``weighted(by_norm(decay, anchor="mean", eps=0), inner, num_terms)``.
 
     Each loss must be a goal of its own. A penalty, an entropy or a KL term belongs,
-    with its weight, into the loss that it regularises.
+    with its weight, in the loss that it regularises.
 
     Args:
       inner: Any optimizer, with its learning rate, such as ``optax.adam(1e-3)``.
@@ -30,7 +30,7 @@ def balanced(
       decay: The decay rate of the averaged norms, in [0, 1).
 
     Returns:
-      An optimizer as of :func:`multiterm_optax.weighted`: per-term gradients, every
+      As :func:`multiterm_optax.weighted`, an optimizer from per-term gradients, every
       leaf [K, \*p], to updates [\*p]; ``losses`` may be left out. K = 1 is ``inner``.
 
     Raises:

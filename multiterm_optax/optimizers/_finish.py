@@ -1,4 +1,4 @@
-"""The end that all optimizers with a learning rate share."""
+"""The last stages, which all optimizers with a learning rate share."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -19,7 +19,7 @@ PARTS = ("balance_by_norm", "per_term", "scale_by_max_adam", "sum_terms")
 def sum_of_steps(
     weights: Any, num_terms: int, name: str
 ) -> optax.GradientTransformationExtraArgs:
-    """The sum of the terms' own steps, each multiplied by its weight if there are."""
+    """The sum of the terms' own steps, each times its weight if weights are given."""
     if weights is None:
         return sum_terms()
     _checks.vector(weights, "weights", name, num_terms)

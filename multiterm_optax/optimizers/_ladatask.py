@@ -46,8 +46,8 @@ def ladatask_rmsprop(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Efficient AdaTask: RMSProp with one second moment for all terms.
 
-    In each group (layer) :math:`\ell` the terms share it in proportion to their squared
-    gradients in that group:
+    In each group (layer) :math:`\ell` the terms share this moment in proportion to
+    their squared gradients in that group:
 
     .. math::
 
@@ -70,7 +70,7 @@ def ladatask_rmsprop(
       mask: Which parameters decay, as in :func:`optax.adamw`.
 
     Returns:
-      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. With
+      An optimizer from per-term gradients, every leaf [K, \*p], to updates [\*p]. With
       K = 1 it is :func:`optax.rmsprop` with ``decay=0.99``. State: one copy of the
       parameters and K + 1 numbers for each group. ``update`` takes the extra argument
       ``present``, K booleans: an absent term keeps its :math:`C_i`.

@@ -42,19 +42,20 @@ def metabalance(
       inner: The optimizer, with its learning rate, such as ``optax.adam(1e-3)``.
       num_terms: K, the number of terms.
       relax: The relax factor :math:`r` in [0, 1]: 0 leaves the gradients as they are,
-        1 gives all the main term's size.
+        and 1 gives them all the main term's size.
       decay: Decay rate of the averaged norms, in [0, 1).
       anchor: The main (target) term: its index or, where ``losses`` are passed to
         ``update``, its name.
       strategy: Which auxiliary terms are scaled: those with larger norms than the main
         term's (``"reduce"``), with smaller ones (``"enlarge"``), or all (``"both"``).
       norm_init: Start of the averaged norms. ``None``: each starts at its first
-        nonzero norm, so that a term that wakes late is not scaled up at first.
+        nonzero norm, so that a term whose gradient appears late is not scaled up at
+        first.
       groups: What counts as a layer; see :func:`multiterm_optax.balance_by_norm`.
       eps: The relative norm under which a term is silent.
 
     Returns:
-      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. With
+      An optimizer from per-term gradients, every leaf [K, \*p], to updates [\*p]. With
       K = 1 it is ``inner``. ``update`` takes the extra argument ``present``, K
       booleans: an absent term keeps its average, by which an absent main term still
       scales the others.

@@ -42,8 +42,8 @@ def mtadam(
       \theta \leftarrow \theta - \alpha \sum_i
         \frac{\hat m_i}{\sqrt{\max_j \hat v_j} + \epsilon} .
 
-    K equal terms step K times as far as Adam on one of them: a learning rate that was
-    tuned for the mean of the losses is to be divided by K.
+    K equal terms step K times as far as Adam on one of them, so divide a learning rate
+    that was tuned for the mean of the losses by K.
 
     Args:
       learning_rate: A number or an Optax schedule.
@@ -58,13 +58,13 @@ def mtadam(
       weights: Fixed relative weights, K numbers; see :func:`balance_by_norm`.
       groups: What counts as a layer; see :func:`balance_by_norm`.
       amsgrad: Keep the largest second moment; see :func:`scale_by_max_adam`.
-      weight_decay: Decoupled weight decay, multiplied by the learning rate, once and
-        not K times. ``None``: none, and ``update`` does not need ``params``.
+      weight_decay: Decoupled weight decay, multiplied by the learning rate and applied
+        once, not K times. ``None``: none, and ``update`` does not need ``params``.
       mask: Which parameters decay, as in :func:`optax.adamw`.
       mu_dtype: Dtype of the first moment; ``None``: the parameter's.
 
     Returns:
-      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. With
+      An optimizer from per-term gradients, every leaf [K, \*p], to updates [\*p]. With
       K = 1 it is :func:`optax.adam`, or :func:`optax.adamw`. ``update`` takes the extra
       argument ``present``, K booleans; see :func:`balance_by_norm` and
       :func:`scale_by_max_adam`.

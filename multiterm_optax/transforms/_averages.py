@@ -1,4 +1,4 @@
-"""What methods that average each term's gradient are made of."""
+"""Building blocks for methods that average each term's gradient."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,11 +14,11 @@ from multiterm_optax._stages import Step
 def track(rate: Callable[[jax.Array], Any]) -> optax.GradientTransformation:
     r"""Moves an average towards the updates, :math:`y \leftarrow y + r (g - y)`.
 
-    Unlike :func:`optax.ema` it takes a rate for each step, and it starts from zeros
-    that are not corrected.
+    Unlike :func:`optax.ema` it takes a rate for each step, and its start from zeros is
+    not corrected.
 
     Args:
-      rate: From the number of steps before this one to :math:`r`.
+      rate: A function from the number of steps before this one to :math:`r`.
     """
 
     def init_fn(params: optax.Params) -> optax.EmaState:

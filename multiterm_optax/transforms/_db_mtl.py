@@ -38,7 +38,7 @@ def db_mtl(
       A transformation of updates whose every leaf is [K, \*p] to updates of the same
       shapes and dtypes. State: K copies of the parameters. ``update`` takes the extra
       argument ``losses``, an array [K] or a pytree of K scalars; a negative loss counts
-      by its magnitude. It takes ``present``, K booleans: an absent term keeps its
+      by its magnitude. It also takes ``present``, K booleans: an absent term keeps its
       average and its count of steps, and gets zero updates.
 
     Raises:
@@ -90,7 +90,7 @@ def _by_logarithm(eps: Scalar, name: str) -> Weighting:
 
 
 def _to_longest(name: str) -> Weighting:
-    """Scales all gradients to the longest; those without a length stay as they are."""
+    """Scales all gradients to the length of the longest; zero gradients stay zero."""
 
     def find(
         problem: Problem, state: optax.EmptyState

@@ -48,11 +48,11 @@ def dual_balanced(
         of the sorted names.
 
     Returns:
-      A transformation of updates, every leaf [K, \*p], to the same shapes and dtypes.
-      ``update`` needs ``losses``, of which the magnitudes count, and takes ``present``,
-      K booleans. A term whose gradient is zero, or that is not finite, has no part in a
-      step and keeps its means; so do all while this holds for the anchor, or it is
-      absent.
+      A transformation of updates, every leaf [K, \*p], that keeps their shapes and
+      dtypes. ``update`` needs ``losses``, whose magnitudes count, and takes
+      ``present``, K booleans. A term whose gradient is zero, or that is not finite, has
+      no part in a step and keeps its means; so do all terms while this holds for the
+      anchor or the anchor is absent.
 
     Raises:
       ValueError: ``anchor`` is out of range, ``losses`` are missing, or there is no
@@ -104,13 +104,13 @@ def dual_balanced(
         count = seen.astype(losses.dtype)
         average = state.losses + (losses - state.losses) / count
         total = jnp.sum(jnp.where(known, _statistics.ratio(size, means), 0))
-        # A loss that has been zero all the time is neither hard nor easy.
+        # A loss that has always been zero is neither hard nor easy.
         left = jnp.where(average > 0, _statistics.ratio(losses, average), 1)
         left = jnp.where(known, left, 0)
         every = jnp.sum(left)
         shares = jnp.where(every > 0, left / jnp.where(every > 0, every, 1), 0)
         found = jnp.minimum(total, _statistics.LARGEST) * shares
-        # The 1 before the first step is no part of the mean.
+        # The 1 before the first step is not part of the mean.
         before = jnp.where(state.seen > 0, state.averages, 0)
         moved = before + (found.astype(losses.dtype) - before) / count
 

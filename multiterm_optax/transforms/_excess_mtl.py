@@ -18,7 +18,7 @@ class ExcessMTLState(NamedTuple):
     Attributes:
       sums: Sums of each term's squared gradients, leaves [K, *p], in at least float32.
       first: The first excess risk of each term that was not 0, [K]; 0 before.
-      logits: Logarithms of the weights, [K], up to one number for all.
+      logits: Logarithms of the weights, [K], up to a common constant.
       weights: The weights of the last step, [K]; ones before the first.
     """
 
@@ -33,7 +33,7 @@ def excess_mtl(
 ) -> optax.GradientTransformationExtraArgs:
     r"""ExcessMTL: weighs each term by an estimate of how much it can still improve.
 
-    Element by element, with a sum over all of them in the excess risk :math:`e_i`,
+    Element by element, where the excess risk :math:`e_i` is a sum over all elements,
 
     .. math::
 
@@ -42,7 +42,7 @@ def excess_mtl(
       w_i \leftarrow w_i \exp\Bigl( \eta \, \frac{e_i}{e_{i,0}} \Bigr), \quad
       g_i \leftarrow w_i g_i .
 
-    The first step sets :math:`e_{i,0}` and has :math:`w_i = 1`; weights have the sum K.
+    The first step sets :math:`e_{i,0}` and has :math:`w_i = 1`; the weights sum to K.
 
     Args:
       num_terms: K, the number of terms.
@@ -104,7 +104,7 @@ def excess_mtl(
         parts = jax.tree.leaves(jax.tree.map(excess, sums, step.updates))
         risks = jax.lax.stop_gradient(sum(parts, start=jnp.zeros_like(state.first)))
         moved = state.logits + eta * _terms.quotient(risks, state.first)
-        # Infinite ones would have no difference.
+        # Infinite logits would have no difference.
         limit = jnp.finfo(moved.dtype).max / 4
         logits = jnp.minimum(moved, limit).astype(state.logits.dtype)
 

@@ -1,4 +1,4 @@
-"""Inverse-Dirichlet weights: the gradients' numbers get one standard deviation."""
+"""Inverse-Dirichlet weights: all gradients get one standard deviation."""
 
 from functools import partial
 from typing import NamedTuple
@@ -29,7 +29,7 @@ def inverse_dirichlet(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Weighs the terms so that their gradients spread alike over the parameters.
 
-    With the standard deviation of all numbers of a gradient,
+    With the standard deviation over all elements of a gradient,
 
     .. math::
 
@@ -37,16 +37,17 @@ def inverse_dirichlet(
       \qquad \lambda_i \leftarrow \beta \lambda_i + (1 - \beta) \hat\lambda_i, \qquad
       g_i \leftarrow \lambda_i g_i ,
 
-    from :math:`\lambda_i = 1`: the smaller gradients are raised to the largest.
+    starting from :math:`\lambda_i = 1`: the smaller gradients are raised to the
+    largest.
 
     Args:
       num_terms: K, the number of terms.
       decay: :math:`\beta`, in [0, 1).
 
     Returns:
-      A transformation of updates, every leaf [K, \*p], to the same shapes and dtypes.
-      ``update`` takes ``present``, K booleans. The weight of a term whose gradient has
-      no spread stays, and so do all weights if a gradient is not finite.
+      A transformation of updates, every leaf [K, \*p], that keeps their shapes and
+      dtypes. ``update`` takes ``present``, K booleans. The weight of a term whose
+      gradient has no spread stays, and so do all weights if a gradient is not finite.
 
     Raises:
       ValueError: A hyperparameter is out of range, or there is no term axis.

@@ -34,7 +34,8 @@ def lr_annealing(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Weighs the terms so that their gradients match the residual's (LR annealing).
 
-    The anchor :math:`a` keeps the weight 1; the others, with the old :math:`\lambda_i`,
+    The anchor :math:`a` keeps the weight 1; the others get, from the old
+    :math:`\lambda_i`,
 
     .. math::
 
@@ -49,14 +50,14 @@ def lr_annealing(
       statistic: ``"mean"``: the mean of :math:`\lvert g_a \rvert`, not its maximum.
       anchor: The residual, by its index or by its name in the losses; 0 is the first
         of the sorted names.
-      plain: Whether :math:`\lambda_i` is left out under the mean. With it, as printed,
+      plain: Whether :math:`\lambda_i` is left out of the mean. With it, as printed,
         constant gradients lead to the *root* of their ratio; without it, to the ratio.
 
     Returns:
-      A transformation of updates, every leaf [K, \*p], to the same shapes and dtypes.
-      ``update`` takes ``present``, K booleans. The weight of a term whose gradient is
-      zero or not finite stays; so do all while that holds for the anchor, or it is
-      absent.
+      A transformation of updates, every leaf [K, \*p], that keeps their shapes and
+      dtypes. ``update`` takes ``present``, K booleans. The weight of a term whose
+      gradient is zero or not finite stays; so do all weights while that holds for the
+      anchor or the anchor is absent.
 
     Raises:
       ValueError: A hyperparameter is out of range, or there is no term axis.

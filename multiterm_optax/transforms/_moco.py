@@ -20,7 +20,8 @@ class MoCoState(NamedTuple):
     """State of the weighting in :func:`moco`.
 
     Attributes:
-      shares: K times the weights, [K], if all terms are present; else in their ratio.
+      shares: K times the weights, [K], if all terms are present; otherwise in
+        proportion.
       count: Number of steps taken, int32.
     """
 
@@ -35,7 +36,7 @@ def moco(
     *,
     rho: Scalar = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""MoCo: tracks each gradient, and the weights of the tracked ones' min-norm point.
+    r"""MoCo: tracks each gradient, and the min-norm weights of the tracked gradients.
 
     .. math::
 
@@ -51,7 +52,7 @@ def moco(
       num_terms: K, the number of terms.
       beta: :math:`\beta_t`, a number that is not negative or an Optax schedule, which
         counts the steps of each term from 0.
-      gamma: :math:`\gamma_t`, the same for the weights; about one over squared norms.
+      gamma: :math:`\gamma_t`, the same for the weights: about one over squared norms.
       rho: :math:`\rho`, not negative: draws the weights towards equal ones.
 
     Returns:
@@ -92,7 +93,7 @@ def moco(
 
 
 def _descending(rate: optax.ScalarOrSchedule, rho: Scalar, name: str) -> Weighting:
-    """Weights that go down the squared norm of the weighted sum."""
+    """Weights that descend the squared norm of the weighted sum."""
 
     def init(num_terms: int) -> MoCoState:
         shares = jnp.ones((num_terms,), jnp.result_type(float))

@@ -17,7 +17,8 @@ class MoDoState(NamedTuple):
     """State of :func:`modo`.
 
     Attributes:
-      shares: K times the weights, [K], if all terms are present; else in their ratio.
+      shares: K times the weights, [K], if all terms are present; otherwise in
+        proportion.
       count: Number of steps taken, int32.
       weights: The weights of the last step, [K]; ones before the first.
     """
@@ -49,13 +50,13 @@ def modo(
     Returns:
       A transformation of updates whose every leaf is [K, \*p], :math:`J_1`, to updates
       of the same shapes and dtypes. ``update`` takes the extra arguments ``grads_2``
-      and ``grads_3``, like the updates; :math:`J_1` replaces what is not given.
+      and ``grads_3``, like the updates; :math:`J_1` replaces any that is not given.
       Stages before this one do not change them, so it comes first in a chain. It takes
       ``present``, K booleans, for all batches: an absent term keeps its share of the
       weights and gets zero updates.
 
     Raises:
-      ValueError: A hyperparameter, the updates or the extra ones are not as above.
+      ValueError: A hyperparameter, the updates or the extra gradients are not as above.
 
     Source:
       Chen et al., "Three-Way Trade-Off in Multi-Objective Learning: Optimization,
@@ -88,7 +89,7 @@ def modo(
         third = step.updates if third is None else third
         weights = _simplex.weights_of(problem, state.shares)
 
-        # J_2 is summed first, so that K products do instead of K x K.
+        # J_2 is summed first, so that K products suffice instead of K x K.
         def products(first: TermLeaf, other: TermLeaf) -> Norms:
             wide = other.astype(_terms.accumulator_dtype(other))
             return _terms.dots(first, _terms.weighted_sum(weights, wide))

@@ -1,4 +1,4 @@
-"""EnCodec's balancer: each term has its share of one gradient norm."""
+"""EnCodec's balancer: each term gets its share of one gradient norm."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -41,20 +41,20 @@ def output_balance(
       g_i \leftarrow R \, \frac{u_i}{\sum_j u_j} \, \frac{g_i}{n_i} .
 
     It is made for gradients with respect to the model's *output*, which one backward
-    pass then takes to the parameters, but also works on gradients of parameters.
+    pass then carries to the parameters, but also works on gradients of parameters.
 
     Args:
       num_terms: K, the number of terms.
       total_norm: :math:`R`, not negative.
       weights: The shares :math:`u`, [K], not negative. ``None``: all 1.
       decay: The decay rate of the averages, in [0, 1).
-      per_row: Whether a norm is the mean over the rows of the batch, the axis after
-        that of the terms, of each row's own norm. Every leaf then is [K, rows, ...].
+      per_row: Whether a norm is the mean, over the rows of the batch, of each row's
+        norm. The axis of the rows follows the term axis: every leaf is [K, rows, ...].
 
     Returns:
-      A transformation of updates, every leaf [K, \*p], to the same shapes and dtypes.
-      ``update`` takes ``present``, K booleans: the shares are those of the present
-      terms. A norm that is not finite leaves its average as it was.
+      A transformation of updates, every leaf [K, \*p], that keeps their shapes and
+      dtypes. ``update`` takes ``present``, K booleans: the shares are those of the
+      present terms. A norm that is not finite leaves its average as it was.
 
     Raises:
       ValueError: A hyperparameter is out of range, or an axis is missing.

@@ -18,7 +18,7 @@ def reweight(
     the weighting reads it.
 
     Args:
-      weighting: What finds the weights, such as :func:`multiterm_optax.mgda`.
+      weighting: The weighting, such as :func:`multiterm_optax.mgda`.
       num_terms: K, the number of terms.
       groups: ``"global"``: one set of weights. ``"leaf"``: one for each leaf.
         Otherwise labels as :func:`optax.partition` takes them, and one set for each
@@ -27,7 +27,7 @@ def reweight(
     Returns:
       A transformation of updates whose every leaf is [K, \*p] to updates of the same
       shapes. ``update`` takes the loss values as the extra argument ``losses``, an
-      array [K] or a pytree of K scalars; weightings that read them require it. It
+      array [K] or a pytree of K scalars; weightings that read them require it. It also
       takes ``present``, K booleans: an absent term's gradient and loss are not read,
       its weight is 0, and its part of the weighting's state stays.
 

@@ -17,8 +17,8 @@ class SDMGradState(NamedTuple):
     """State of :func:`sdmgrad`.
 
     Attributes:
-      shares: K times the last :math:`w`, [K], if all terms are present; else in their
-        ratio.
+      shares: K times the last :math:`w`, [K], if all terms are present; otherwise in
+        proportion.
       weights: The weights of the last step, [K]; ones before the first.
     """
 
@@ -60,7 +60,7 @@ def sdmgrad(
 
     Raises:
       TypeError: ``steps`` is not a static int.
-      ValueError: A hyperparameter, the updates or the extra ones are not as above.
+      ValueError: A hyperparameter, the updates or the extra gradients are not as above.
 
     Source:
       Xiao, Ban and Ji, "Direction-oriented Multi-objective Learning", NeurIPS 2023, and

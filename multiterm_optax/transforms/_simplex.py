@@ -1,4 +1,4 @@
-"""Weights on the simplex that go down a slope, one step at a time."""
+"""Weights on the simplex that descend a slope, one step at a time."""
 
 from typing import Any
 
@@ -31,9 +31,9 @@ def weights_of(problem: Problem, shares: jax.Array) -> Weights:
 
 
 def shares_of(problem: Problem, weights: Weights, shares: jax.Array) -> jax.Array:
-    """New shares: the present terms' have the sum they had, the others stay.
+    """New shares: those of the present terms keep their sum, and the others stay.
 
-    Shares sum to K from the first, so that those of a smaller problem are the same.
+    Shares sum to K from the start, so that those of a smaller problem are the same.
     """
     mass = jnp.sum(problem.only_present(shares))
     return problem.keep_absent((mass * weights).astype(shares.dtype), shares)
@@ -52,8 +52,8 @@ def descend(
 def project(values: jax.Array) -> Weights:
     r"""The nearest point of the simplex: :math:`\max(v_i - \tau, 0)` with sum 1."""
     top = jnp.max(values)
-    # What lies 1 or more below the largest has no part in the sum, and would cost the
-    # others their digits.
+    # Values that lie 1 or more below the largest have no part in the sum, and would
+    # cost the others their digits.
     near = jnp.clip(values - jnp.where(jnp.isfinite(top), top, 0), -1, 0)
     counts = jnp.arange(1, len(values) + 1, dtype=near.dtype)
     sums = jnp.cumsum(jnp.sort(near, descending=True))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Shaped
 from multiterm_optax import _shardings
 from multiterm_optax._terms import accumulator_dtype
 
-# No ratio of two of them counts for more: its product with a gradient stays finite.
+# Ratios of two of them are capped, so that their products with gradients stay finite.
 LARGEST = 1e30
 
 Leaves = Sequence[Shaped[Array, "K ..."]]
@@ -34,7 +34,7 @@ def mean(leaves: Leaves, num_terms: int) -> ByTerm:
 
 
 def deviation(leaves: Leaves, num_terms: int) -> ByTerm:
-    """The standard deviation of each term's gradient, of all its numbers."""
+    """The standard deviation of each term's gradient, over all its elements."""
     units = _units(largest(leaves, num_terms))
     scaled = [leaf.astype(units.dtype) / _over(units, leaf) for leaf in leaves]
     middle = _mean(scaled, num_terms)
@@ -77,5 +77,5 @@ def _units(sizes: ByTerm) -> ByTerm:
 
 
 def _over(values: ByTerm, leaf: Shaped[Array, "K ..."]) -> Array:
-    """K numbers in a shape that goes with a leaf [K, *p]."""
+    """K numbers in a shape that broadcasts to a leaf [K, *p]."""
     return values.reshape(-1, *(1,) * (leaf.ndim - 1))

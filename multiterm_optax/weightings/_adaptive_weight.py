@@ -1,4 +1,4 @@
-"""VQGAN's adaptive weight: one term's gradient at the size of another's."""
+"""VQGAN's adaptive weight brings one term's gradient to the size of another's."""
 
 import jax.numpy as jnp
 import optax
@@ -19,7 +19,7 @@ def adaptive_weight(
     r"""Brings one term's gradient to the size of the main one's, within a bound.
 
     With the main term :math:`m`, such as the reconstruction, and the auxiliary
-    :math:`a`, the generator's adversarial loss,
+    :math:`a`, such as the generator's adversarial loss,
 
     .. math::
 
@@ -31,10 +31,10 @@ def adaptive_weight(
     Args:
       main: The term that sets the size, by its index or by its name in the losses; 0
         is the first of the sorted names.
-      auxiliary: The term that is brought to it, in the same way.
+      auxiliary: The term that is brought to this size, given in the same way.
       max: :math:`w_{\max}`, positive.
       eps: :math:`\epsilon`, not negative.
-      absolute: Whether :math:`e = \epsilon`: 1e-4 in the authors' code, at any scale.
+      absolute: Whether :math:`e = \epsilon` at any scale; the authors' code uses 1e-4.
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads norms and has no state; weights
@@ -63,7 +63,7 @@ def adaptive_weight(
     auxiliary = _checks.term(auxiliary, "auxiliary", name)
     if main == auxiliary:
         raise ValueError(
-            f"{name}: auxiliary must be another term than main={main}, found "
+            f"{name}: auxiliary must be a different term from main={main}, found "
             f"{auxiliary}."
         )
     _checks.in_range(largest, "max", name, low=0.0, open_low=True, open_high=True)
@@ -83,7 +83,8 @@ def adaptive_weight(
         own_at = _checks.term_at(auxiliary, "auxiliary", name, problem.num_terms)
         size, own = norms[at], norms[own_at]
         added = eps if absolute else eps * size
-        # Never 0 / 0, and no quotient that overflows: where it would, the bound holds.
+        # Nothing divides 0 by 0, and no quotient overflows: where it would, the bound
+        # holds.
         within = size < largest * (own + added)
         ratio = size / jnp.where(within, own + added, 1)
         weight = jnp.where(within, ratio, jnp.where(size > 0, largest, 0))

@@ -27,16 +27,16 @@ def aligned_mtl(
     length, :math:`\sqrt{s}`, and these are combined with the shares :math:`p`. Weights
     may be negative, and :math:`d` may conflict with one of the original gradients.
 
-    Eigenvalues that are zero to within the rounding of the cosines are left out, also
-    of the scale: among them one for each term without a gradient, whose weight is 0.
+    Eigenvalues that are zero to within the rounding of the cosines are left out, of the
+    scale as well; each term without a gradient has one of them, and has the weight 0.
     Long gradients do not cost short ones any digits.
 
     Args:
-      scale: :math:`s`, of the eigenvalues that are left: ``"min"``, the smallest, as in
+      scale: :math:`s`, from the remaining eigenvalues: ``"min"``, the smallest, as in
         the paper; ``"median"``, for an even number the mean of the middle two;
         ``"rmse"``, the mean.
       preference: :math:`p`, K weights, not negative. ``None``: 1 / K each, where K is
-        the number of present terms. The authors' code sums, with 1 each.
+        the number of present terms. The authors' code uses 1 each.
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the gramian; weights [K].

@@ -1,4 +1,4 @@
-"""Loss balancing: every term counts by how much of its loss a step takes away."""
+"""Loss balancing: every term counts by the share of its loss that a step removes."""
 
 from typing import NamedTuple
 
@@ -34,13 +34,14 @@ def by_loss(decay: Scalar = 0.999) -> Weighting:
       w_i = \frac{1}{m_i} \Bigl( \prod_j m_j \Bigr)^{1/K} .
 
     Up to one factor this is the gradient of :math:`\sum_i \log L_i`, smoothed:
-    multiplying a loss by a constant changes the weights by one common factor. Their
-    geometric mean is 1. A term whose average is zero keeps the weight 1.
+    multiplying a loss by a constant changes the weights by one common factor. The
+    weights' geometric mean is 1. A term whose average is zero keeps the weight 1.
 
     Args:
-      decay: The decay rate of the averages, in [0, 1). The average looks back over
-        about :math:`1 / (1 - \beta)` steps, which should be a good part of the run:
-        0.999 suits runs of a few thousand steps, and 0.9 follows the losses closely.
+      decay: :math:`\beta`, the decay rate of the averages, in [0, 1). The average looks
+        back over about :math:`1 / (1 - \beta)` steps, which should be a good part of
+        the run: 0.999 suits runs of a few thousand steps, and 0.9 follows the losses
+        closely.
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the losses only; weights [K],

@@ -45,7 +45,7 @@ def by_norm(
       anchor: The term that keeps its size: its index or, where ``losses`` are passed,
         its name. ``None``: the first term that is not silent, chosen at each step.
         While a fixed anchor has had no gradient, the others' weights are 0.
-        ``"mean"``: none; all get the geometric mean of the present terms' sizes in
+        ``"mean"``: no term; all get the geometric mean of the present terms' sizes in
         place of :math:`n_a`, so that the order of the terms plays no part.
       norm_init: ``None``: each average starts at the term's first nonzero norm. A
         float: it starts at this value, and the weights depend on the losses' scale.
@@ -77,7 +77,7 @@ def by_norm(
     name = "by_norm"
     _checks.decay(decay, "decay", name)
     _checks.in_range(eps, "eps", name, low=0.0, high=1.0, open_high=True)
-    # An array has no single answer to whether it is "mean".
+    # For an array, the comparison with "mean" has no single answer.
     fixed = anchor is not None and not (isinstance(anchor, str) and anchor == "mean")
     if fixed:
         anchor = _checks.term(anchor, "anchor", name)

@@ -32,16 +32,16 @@ def cagrad(c: Scalar = 0.5, rescale: bool | Literal["linear"] = False) -> Weight
       d = \arg\max_d \min_i \, g_i \cdot d
         \quad\text{with}\quad \lVert d - g_0 \rVert \le c \lVert g_0 \rVert .
 
-    The weights do not sum to 1: ``c = 0`` gives :func:`equal`, the mean of the losses,
-    and terms that agree give :math:`(1+c) g_0`. Terms whose gradient is zero count in
-    the mean and are left out of the minimum. With one term the weight is 1.
+    The weights need not sum to 1: ``c = 0`` gives :func:`equal`, the mean of the
+    losses, and terms that agree give :math:`(1+c) g_0`. Terms whose gradient is zero
+    count in the mean and are left out of the minimum. With one term the weight is 1.
 
     Args:
       c: Radius of the ball relative to :math:`\lVert g_0 \rVert`, in [0, inf). The
         paper proves convergence to a minimum of the mean for :math:`c < 1`.
       rescale: ``False``: as above, the paper's Alg. 1. ``True``: divided by
         :math:`1 + c^2`, the default of the authors' code. ``"linear"``: divided by
-        :math:`1 + c`, another choice there.
+        :math:`1 + c`, another choice in that code.
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the gramian; weights [K], not
@@ -114,7 +114,7 @@ def _conflict_averse(
 def _multipliers(
     scaled: Gramian, linear: jax.Array, inverse: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Finds z >= 0 with a step sum(z_i u_i) of length at most 1, and if it is optimal.
+    """Finds z >= 0 with a step sum(z_i u_i) of length <= 1, and whether it is optimal.
 
     The u are the gradients in their units and ``scaled`` is their gramian. ``linear``
     are their dot products with g_0 in units of the radius. ``inverse`` are the

@@ -15,9 +15,9 @@ def causal(tol: Scalar = 1.0) -> Weighting:
     .. math:: w_k = \exp \Bigl( -\epsilon \sum_{j < k} L_j \Bigr)
 
     The terms are the losses of one equation on successive chunks of time, and their
-    order is that of time. In an array, a list or a tuple, it is that of the index. A
-    dict is sorted by its keys, as everywhere in JAX, so choose names that sort, such as
-    ``"t00"``, ``"t01"``.
+    order is that of time. In an array, a list or a tuple, it is the order of the
+    indices. A dict is sorted by its keys, as everywhere in JAX, so choose names that
+    sort in this order, such as ``"t00"``, ``"t01"``.
 
     Args:
       tol: :math:`\epsilon`, the causality parameter, not negative. 0 gives weights of
@@ -56,8 +56,8 @@ def causal(tol: Scalar = 1.0) -> Weighting:
         problem: Problem, state: optax.EmptyState
     ) -> tuple[Weights, optax.EmptyState]:
         sizes = jnp.abs(problem.losses)
-        # Sums over those before: to subtract each loss from a sum that includes it
-        # would leave nothing of a small one beside a large one.
+        # These are sums of the earlier losses only: subtracting each loss from a sum
+        # that includes it would lose small losses beside large ones.
         before = jnp.concatenate([jnp.zeros_like(sizes[:1]), jnp.cumsum(sizes)[:-1]])
         return jnp.exp(-tol * _losses.bounded(before)).astype(sizes.dtype), state
 

@@ -1,4 +1,4 @@
-"""The Chebyshev direction: the one that has the best smallest cosine."""
+"""The Chebyshev direction, whose smallest cosine with a gradient is the largest."""
 
 from typing import NamedTuple
 
@@ -34,8 +34,8 @@ def chebyshev() -> Weighting:
     It points to the shortest vector in the convex hull of the :math:`u_i`, which
     :func:`mgda` finds for the gradients as they are. It conflicts with no term, no
     term's scale changes where it points, and it is zero where the parameters are Pareto
-    stationary. Its cosines are equal for all terms that have a weight; where all have
-    one, this is :func:`imtl_g`.
+    stationary. Its cosines are equal for all terms that have a weight; where all terms
+    have one, this is :func:`imtl_g`.
 
     Terms whose gradient is zero are left out, with the weight 0.
 
@@ -67,7 +67,7 @@ def chebyshev() -> Weighting:
         cosines, lengths, silent = _units.cosines(problem.gramian)
         awake = problem._replace(gramian=cosines, present=~silent)
         weights, converged = _min_norm.find(awake, None)
-        # What is zero but for its rounding must not weigh, however short the gradient.
+        # What is zero up to rounding must have no weight, however short the gradient.
         rounding = 8 * jnp.finfo(weights.dtype).eps
         weights = jnp.where(weights > rounding, weights, 0)
         # For the gradients as they are, and relative to the shortest.

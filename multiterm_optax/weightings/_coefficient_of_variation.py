@@ -31,7 +31,7 @@ class CoefficientOfVariationState(NamedTuple):
 def coefficient_of_variation() -> Weighting:
     r"""Weights in proportion to the coefficient of variation of each loss's ratios.
 
-    With the ratio of each loss to the mean of those before it, and the mean and the
+    With the ratio of each loss to the mean of its earlier values, and the mean and the
     standard deviation of these ratios, over all steps up to this one,
 
     .. math::
@@ -41,7 +41,7 @@ def coefficient_of_variation() -> Weighting:
       c_i = \frac{\operatorname{std}_{s \le t} l_i(s)}
         {\operatorname{mean}_{s \le t} l_i(s)} .
 
-    A loss that stands still has no weight. The first ratio is 1. A term has an equal
+    A loss that does not change has no weight. The first ratio is 1. A term has an equal
     share of the weights until two of its losses have been seen; so do all terms if no
     loss varies.
 
@@ -113,7 +113,7 @@ def coefficient_of_variation() -> Weighting:
 
 
 def _hypotenuse(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The root of two squares; unlike jnp.hypot, it divides no zero by zero."""
+    """The root of the sum of two squares; unlike jnp.hypot, it never divides 0 by 0."""
     longer = jnp.maximum(a, b)
     ratio = jnp.minimum(a, b) / jnp.where(longer > 0, longer, 1)
     return longer * jnp.sqrt(1 + ratio * ratio)

@@ -17,14 +17,14 @@ class ComposeState(NamedTuple):
 
 
 def compose(*weightings: Weighting) -> Weighting:
-    r"""Applies weightings one after another, each to what the one before it left.
+    r"""Applies weightings one after another, each to the result of the one before it.
 
-    With the weights :math:`w` of the first as a diagonal matrix, or its mixing matrix,
-    :math:`W_1`, the second is given :math:`W_1 G W_1^T` and :math:`W_1 L` in place of
-    the gramian and the losses, and so on. The result is :math:`\cdots W_2 W_1`. A chain
-    of :func:`multiterm_optax.reweight` stages has the same effect on the gradients. But
-    here they are read only once, and the composition can be used wherever a weighting
-    can, including :func:`multiterm_optax.value_and_weighted_grad`.
+    Let :math:`W_1` be the weights of the first as a diagonal matrix, or its mixing
+    matrix. The second is given :math:`W_1 G W_1^T` and :math:`W_1 L` in place of the
+    gramian and the losses, and so on. The result is :math:`\cdots W_2 W_1`. A chain of
+    :func:`multiterm_optax.reweight` stages has the same effect on the gradients. Here,
+    however, they are read only once, and the composition can be used wherever a
+    weighting can, including :func:`multiterm_optax.value_and_weighted_grad`.
 
     Args:
       *weightings: Weightings in the order in which they act.

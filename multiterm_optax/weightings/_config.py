@@ -1,4 +1,4 @@
-"""ConFIG: one direction at the same angle, or at wanted angles, to all gradients."""
+"""ConFIG: one direction at the same angle, or at chosen angles, to all gradients."""
 
 from typing import Any
 
@@ -26,23 +26,23 @@ def config(preference: Any = None) -> Weighting:
     :math:`u_i \cdot x` is proportional to :math:`p_i`, and the direction conflicts with
     no term. With two terms, :math:`x` is the centre of the dual cone. If the
     gradients are dependent, the cosines come as near to this as they can, and nothing
-    is promised; opposed gradients alone give :math:`d = 0`. Gradients that are zero
+    is guaranteed; opposed gradients alone give :math:`d = 0`. Gradients that are zero
     are left out.
 
     Args:
-      preference: :math:`p`, K numbers, not negative, of which only the ratios count.
-        ``None``: equal.
+      preference: :math:`p`, K numbers, not negative; only their ratios count. ``None``:
+        equal.
 
     Returns:
-      A :class:`multiterm_optax.Weighting` that reads the gramian. The weights [K] make
-      :math:`d` and may be negative. Stateless. With one term the weight is 1.
+      A :class:`multiterm_optax.Weighting` that reads the gramian. The weights [K] give
+      :math:`d` and may be negative. It is stateless. With one term the weight is 1.
 
     Raises:
       ValueError: ``preference`` is negative or does not have K values.
 
     Source:
       Liu, Chu and Thuerey, "ConFIG: Towards Conflict-free Training of Physics Informed
-      Neural Networks", ICLR 2025, Eq. 2 and 3; the preference is that of their code.
+      Neural Networks", ICLR 2025, Eq. 2 and 3; the preference is taken from their code.
 
     Example:
       >>> import jax.numpy as jnp
@@ -71,7 +71,7 @@ def config(preference: Any = None) -> Weighting:
             wanted = _checks.vector(preference, "preference", name, problem.num_terms)
         wanted = problem.only_present(wanted.astype(gramian.dtype))
         weights = _weights(gramian, wanted)
-        # With one term alone, the weight shows no rounding.
+        # With one term alone, the weight must be free of rounding.
         alone = jnp.asarray(problem.num_present == 1)
         return jnp.where(alone, (wanted > 0).astype(weights.dtype), weights), state
 
@@ -87,7 +87,7 @@ def _weights(gramian: Gramian, wanted: Weights) -> Weights:
     wanted = jnp.where(silent, 0, wanted) / jnp.where(largest > 0, largest, 1)
 
     values, vectors = jnp.linalg.eigh(cosines)
-    # Smaller ones are what roundings have left of a zero.
+    # Smaller eigenvalues are zeros with rounding errors.
     rounding = 8 * len(values) * float(jnp.finfo(values.dtype).eps)
     known = values > rounding
     inverse = jnp.where(known, 1 / jnp.where(known, values, 1), 0)
@@ -102,7 +102,7 @@ def _weights(gramian: Gramian, wanted: Weights) -> Weights:
     residual = parts(wanted - _dot(cosines, inverted))
     inverted = inverted + _dot(vectors, inverse * residual)  # refined once
     squared = inverted @ reached  # |U^+ p|^2
-    # Gradients that are opposed throughout have a rounding in place of a direction.
+    # Gradients that cancel entirely have only rounding errors in place of a direction.
     nowhere = (jnp.max(jnp.abs(along)) <= rounding) | (squared <= 0)
     longest = jnp.max(lengths)
     relative = lengths / jnp.where(longest > 0, longest, 1)

@@ -1,4 +1,4 @@
-"""Weights that never change, the baseline of every other method."""
+"""Weights that never change, the baseline for every other method."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ class FixedState(NamedTuple):
 def equal() -> Weighting:
     r"""Equal weights, :math:`w_i = 1 / K`: the mean of the present losses.
 
-    Reads neither gradients nor losses.
+    It reads neither gradients nor losses.
 
     Returns:
       A :class:`multiterm_optax.Weighting` whose state is the weights.
@@ -45,7 +45,7 @@ def equal() -> Weighting:
 def constant(weights: Any) -> Weighting:
     r"""Fixed weights :math:`w`, as given.
 
-    Reads neither gradients nor losses.
+    It reads neither gradients nor losses.
 
     Args:
       weights: K weights, not negative: an array [K], or a pytree like the losses, such

@@ -14,23 +14,24 @@ from multiterm_optax.weightings import _rays
 def cosmos(preference: Any = None, penalty: Scalar = 1.0) -> Weighting:
     r"""Weights of a weighted sum minus a multiple of its cosine with the preference.
 
-    The gradient with respect to the losses of
+    The weights are the gradient with respect to the losses of
 
     .. math:: \sum_i p_i L_i - \lambda \cos(p, L) .
 
     The cosine draws the losses to the ray :math:`L \propto p`, on which a *larger*
-    :math:`p_i` leaves a larger loss, though in the sum it weighs more. Weights are
+    :math:`p_i` leaves a larger loss, although it weighs more in the sum. Weights are
     negative where a loss is far below the ray. Where all losses are zero the cosine is
     left out.
 
     Args:
-      preference: :math:`p`, K numbers, not negative; traced ones let one ``vmap`` train
-        a whole front. ``None``: 1 / K each, with K the number of present terms.
-      penalty: :math:`\lambda`, not negative, in the units of the losses. 0 is the
-        weighted sum. The paper chooses it for each data set.
+      preference: :math:`p`, K numbers, not negative; if they are traced, one ``vmap``
+        can train a whole front. ``None``: 1 / K each, with K the number of present
+        terms.
+      penalty: :math:`\lambda`, not negative, in the units of the losses. With 0 it is
+        the weighted sum. The paper chooses it for each data set.
 
     Returns:
-      A :class:`multiterm_optax.Weighting` of the losses only; weights [K]. Stateless.
+      A stateless :class:`multiterm_optax.Weighting` of the losses only; weights [K].
 
     Raises:
       ValueError: An argument is negative, ``preference`` does not have K values, or

@@ -15,7 +15,7 @@ class CRMOGMState(NamedTuple):
 
     Attributes:
       weighting: State of the weighting.
-      average: Moving average from zero of the weights found, [K] or [K, K].
+      average: Moving average, from zero, of the weights found, [K] or [K, K].
       initial: The share of the first weights, 1 / K, that is left in the average, in
         the same shape.
     """
@@ -33,17 +33,17 @@ def cr_mogm(weighting: Weighting, decay: Scalar = 0.9) -> Weighting:
     .. math:: w_t = \alpha \, w_{t-1} + (1 - \alpha) \, \hat w_t , \qquad w_0 = 1 / K .
 
     On noisy batches the weights of MGDA, PCGrad or CAGrad depend on the very gradients
-    that they weigh, which biases the step; averaged ones depend on them less. But the
-    direction may conflict with a term.
+    that they weigh, which biases the step; averaged weights depend on them less. The
+    direction may, however, conflict with a term.
 
     Args:
       weighting: A weighting, such as :func:`multiterm_optax.mgda`.
-      decay: :math:`\alpha`, in [0, 1). 0 is the weighting itself.
+      decay: :math:`\alpha`, in [0, 1). With 0 it is the weighting itself.
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads what ``weighting`` reads; weights
-      of the same shape. The average of matrices starts from the identity over K. It
-      stays in a step that is skipped, and that of an absent term also stays.
+      of the same shape. The average of matrices starts from the identity over K. A
+      skipped step leaves the average as it was, and an absent term keeps its own.
 
     Raises:
       TypeError: ``weighting`` is not a weighting.
@@ -90,7 +90,7 @@ def cr_mogm(weighting: Weighting, decay: Scalar = 0.9) -> Weighting:
         )
         dtype = state.average.dtype
         keep = jnp.asarray(decay, dtype)
-        # A term that is absent, or a step that is skipped, leaves the average alone.
+        # An absent term or a skipped step leaves the average alone.
         moved = _weighting.mask_weights(problem.present, jnp.ones_like(found)) > 0
         ready = _weighting.ready(inner)
         if ready is not None:

@@ -46,13 +46,13 @@ def upgrad(preference: Any = None, *, rows: bool = False) -> Weighting:
     The direction conflicts with no term, :math:`g_j \cdot d \ge 0`. If no two gradients
     conflict, it is :math:`\sum_i u_i g_i`.
 
-    With ``rows`` the projections stay apart, for a stage with a state for each term to
-    follow. With two terms this is :func:`multiterm_optax.pcgrad`.
+    With ``rows`` the projections stay separate, for a later stage that has a state for
+    each term. With two terms this is :func:`multiterm_optax.pcgrad`.
 
     Args:
       preference: :math:`u`, K weights, not negative. ``None``: 1 / K each, the mean,
         as in the paper, where K is the number of present terms; with ``rows`` 1 each.
-      rows: Return the matrix whose row :math:`i` makes :math:`u_i \, \pi(g_i)`.
+      rows: Return the matrix whose row :math:`i` gives :math:`u_i \, \pi(g_i)`.
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the gramian; weights [K], not
@@ -60,7 +60,7 @@ def upgrad(preference: Any = None, *, rows: bool = False) -> Weighting:
 
     Raises:
       ValueError: ``preference`` is negative or does not have K values, or ``rows`` is
-        no boolean.
+        not a boolean.
 
     Source:
       Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", 2024, Eq. 5
@@ -87,7 +87,7 @@ def upgrad(preference: Any = None, *, rows: bool = False) -> Weighting:
 
 
 def dual_proj(preference: Any = None) -> Weighting:
-    r"""The direction nearest to the weighted gradient that conflicts with no term.
+    r"""The direction without conflicts that is nearest to the weighted gradient.
 
     .. math::
 
@@ -95,7 +95,7 @@ def dual_proj(preference: Any = None) -> Weighting:
       \quad \text{with } g_j \cdot x \ge 0 \text{ for all } j .
 
     A weighted gradient that conflicts with no term is left as it is. One quadratic
-    program is solved, where :func:`multiterm_optax.upgrad` solves K.
+    program is solved, whereas :func:`multiterm_optax.upgrad` solves K.
 
     Args:
       preference: :math:`u`, K weights, not negative. ``None``: 1 / K each, where K is
@@ -179,7 +179,7 @@ def _project(
 
     With :math:`d = \sum_j u_j g_j`, u not negative, the projection is
     :math:`\sum_j v_j g_j` for the v that minimises :math:`v^T G v` over
-    :math:`v \ge u`: a combination can only gain.
+    :math:`v \ge u`: coefficients can only grow.
     """
     gramian = jax.lax.stop_gradient(gramian)
     scaled, units, silent = _units.split(gramian)
@@ -188,7 +188,7 @@ def _project(
     largest = jnp.max(parts, axis=1, keepdims=True)
     parts = parts / jnp.where(largest > 0, largest, 1)
     towards = -jnp.matmul(parts, scaled, precision="highest")
-    # Gradients that cancel: what is left are roundings, not a direction to leave.
+    # Where gradients cancel, only rounding errors remain, which must not count.
     rounding = jnp.matmul(jnp.abs(parts), jnp.abs(scaled), precision="highest")
     rounding = rounding * (len(units) * jnp.finfo(scaled.dtype).eps)
     towards = jnp.where(jnp.abs(towards) <= rounding, 0, towards)

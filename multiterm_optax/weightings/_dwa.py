@@ -16,8 +16,8 @@ class DWAState(NamedTuple):
     """State of :func:`dwa`.
 
     Attributes:
-      running: The losses' magnitudes in the epoch so far [K], each divided by its
-        length.
+      running: Sums of the losses' magnitudes in the epoch so far [K], each divided by
+        the epoch's length.
       averages: Mean magnitudes of the last epoch and of the one before it, [2, K].
       seen: Number of losses seen so far of each term [K], int32.
     """
@@ -56,7 +56,7 @@ def dwa(temperature: Scalar = 2.0, *, steps_per_epoch: int = 1) -> Weighting:
 
     Source:
       Liu, Johns and Davison, "End-to-End Multi-Task Learning with Attention", CVPR
-      2019, Eq. 7; ``temperature`` and the first two epochs as there.
+      2019, Eq. 7; ``temperature`` and the first two epochs are as in the paper.
 
     Example:
       >>> import jax.numpy as jnp

@@ -36,9 +36,10 @@ def excess(learning_rate: Scalar = 0.01, floor: Any = None) -> Weighting:
       w_i \propto w_i e^{\eta e_i}, \quad \sum_i w_i = K, \qquad
       e_i = \frac{L_i - b_i}{L_i(0) - b_i} \text{ clipped to } [0, 1],
 
-    from equal weights on, where :math:`b_i` is the lowest value that the loss can have,
-    ``floor``, or the lowest so far. This is ExcessMTL's rule with an excess that is
-    read off the losses; ExcessMTL itself estimates it from the gradients.
+    starting from equal weights, where :math:`b_i` is ``floor``, the lowest value that
+    the loss can have, or else the lowest so far. This is ExcessMTL's rule with an
+    excess that is read off the losses; ExcessMTL itself estimates it from the
+    gradients.
 
     Args:
       learning_rate: :math:`\eta`.
@@ -48,8 +49,8 @@ def excess(learning_rate: Scalar = 0.01, floor: Any = None) -> Weighting:
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the losses only; the weights [K]
-      sum to K, the number of present terms. Negative losses are losses like any other.
-      A loss that is not finite changes no weight.
+      sum to K, the number of present terms. Losses may be negative. A loss that is not
+      finite changes no weight.
 
     Raises:
       ValueError: ``floor`` is not K finite numbers, or losses are missing.

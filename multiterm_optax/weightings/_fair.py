@@ -8,12 +8,12 @@ For gradients of length 1 with the gramian C it finds z > 0 with
 Such a z is the only minimum of z.C.z / 2 less a concave function, and there is one
 unless a combination of the gradients with positive weights is zero.
 
-Beside z its loop knows the slack s that stands for C z. Every iterate lies on the
+Besides z, its loop keeps the slack s, which stands for C z. Every iterate lies on the
 curve z_i s_i^alpha = q_i, and Newton's steps for C z = s are taken as they are in
 whichever of z_i and s_i grows; the curve gives the other one, so that both stay
-positive. There is no line search. For an alpha between 1/2 and 5 that is 5 to 30
-iterations, of one K x K factorisation each. The residual, on which the accuracy of the
-answer rests, is evaluated in twice the working precision.
+positive. There is no line search. For an alpha between 1/2 and 5 it takes 5 to 30
+iterations, each with one K x K factorisation. The residual, on which the accuracy of
+the answer rests, is evaluated in twice the working precision.
 """
 
 from typing import NamedTuple
@@ -29,7 +29,7 @@ from multiterm_optax.weightings import _units
 
 MAX_ITERATIONS = 100
 
-# A solution is one if a further step of Newton's would change nothing by more.
+# A point is a solution if a further Newton step would change nothing by more than this.
 SOLVED = 0.01
 
 
@@ -45,7 +45,7 @@ class _Iterate(NamedTuple):
 def find(
     problem: Problem, alpha: Scalar, shares: Weights
 ) -> tuple[Weights, Bool[Array, ""]]:
-    """Weights w > 0 with w_i (G w)_i^alpha = shares_i; whether they solve that.
+    """Weights w > 0 with w_i (G w)_i^alpha = shares_i; says whether they solve it.
 
     Terms without a gradient or a share are left out and get the weight 0.
     """
@@ -87,8 +87,8 @@ def solve(
 ) -> tuple[Weights, Bool[Array, ""]]:
     """Finds ``z > 0`` with ``log(z) + alpha * log(c @ z) == log_q``; whether it did.
 
-    If there is none to within the rounding of ``c``, it is that of ``c`` with a little
-    added to its diagonal, which always exists.
+    If there is no solution to within the rounding of ``c``, z is the solution for ``c``
+    with a little added to its diagonal, which always exists.
     """
 
     def attempt(
@@ -151,7 +151,7 @@ def _newton(
         return going & (it.error > eps) & ~solved
 
     start, number = jnp.exp(log_q / (1 + alpha)), log_q[0]
-    # Like the problem: inside shard_map they then differ by device as it does.
+    # Made from the problem: inside shard_map they then differ by device, too.
     zero = jnp.zeros_like(number, jnp.int32)
     infinite = jnp.full_like(number, jnp.inf)
     first = _Iterate(start, start, start, infinite, zero, zero)

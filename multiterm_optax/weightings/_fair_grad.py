@@ -37,8 +37,8 @@ def fair_grad(alpha: Scalar = 1.0, preference: Any = None) -> Weighting:
     counts. It conflicts with no term. With :math:`\alpha \ne 1` the terms' scales
     matter.
 
-    What :func:`nash_mtl` says of zero gradients, of one term, and of gradients without
-    a solution holds here, too. A term of preference 0 is left out.
+    What :func:`nash_mtl` says about zero gradients, one term, and gradients without a
+    solution also holds here. A term of preference 0 is left out.
 
     Args:
       alpha: :math:`\alpha`, in (0, inf).

@@ -1,4 +1,4 @@
-"""FAMO: weights with which all losses fall at one rate, without their gradients."""
+"""FAMO: weights that make all losses fall at one rate, without their gradients."""
 
 import math
 from typing import Any, NamedTuple
@@ -47,17 +47,18 @@ def famo(learning_rate: Scalar = 0.025, weight_decay: Scalar = 0.001) -> Weighti
       \left( \frac{\partial z}{\partial \xi} \right)^\top \delta + \gamma \xi,
       \qquad \delta_i = \log L_i - \log L_i' .
 
-    That is done in the next step: :math:`L'` is the extra argument ``losses_after``
-    of ``update``, the losses of the *last* batch *after* that step, or else ``losses``.
+    This happens in the next step, where :math:`L'` is the extra argument
+    ``losses_after`` of ``update``, the losses of the *last* batch *after* that step, or
+    else ``losses``.
 
     Args:
-      learning_rate: Adam's, for the logits.
+      learning_rate: Adam's learning rate, for the logits.
       weight_decay: :math:`\gamma`, the L2 penalty on the logits.
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the losses only; weights [K] with
-      sum 1. A loss counts by its magnitude; 0 or not finite, it has the weight 0 and
-      changes no logit.
+      sum 1. A loss counts by its magnitude; if it is 0 or not finite, it has the weight
+      0 and changes no logit.
 
     Raises:
       ValueError: A hyperparameter is not finite, or losses are missing.
@@ -109,7 +110,7 @@ def famo(learning_rate: Scalar = 0.025, weight_decay: Scalar = 0.001) -> Weighti
 
 
 def _usable(sizes: jax.Array) -> jax.Array:
-    """Which sizes have a logarithm, and are not so small that XLA may round to 0."""
+    """Which sizes have a logarithm and are not so small that XLA may make them 0."""
     return (sizes >= jnp.finfo(sizes.dtype).tiny) & jnp.isfinite(sizes)
 
 
@@ -132,7 +133,7 @@ def _moved(
 ) -> FAMOState:
     """The state after Adam's step on the logits of the terms whose change is known."""
     before, after = (jnp.where(known, one, 1) for one in (state.before, after))
-    # To the last digit, also where the two are near each other.
+    # This is accurate to the last digit even where the two are close to each other.
     ratio = jnp.abs(before - after) / jnp.minimum(before, after)
     delta = jnp.sign(before - after) * jnp.log1p(_losses.bounded(ratio))
 

@@ -1,4 +1,4 @@
-"""A weighting whose weights stay as they are after a while."""
+"""A weighting whose weights are frozen after a number of steps."""
 
 from typing import Any, NamedTuple
 
@@ -32,18 +32,19 @@ def frozen(weighting: Weighting, steps: int) -> Weighting:
     itself, it is the scale of the terms that matters, and not that the weights adapt.
 
     Args:
-      weighting: What finds the weights, such as :func:`multiterm_optax.by_norm`.
+      weighting: The weighting that finds the weights, such as
+        :func:`multiterm_optax.by_norm`.
       steps: After how many steps the weights are frozen, at least 1.
 
     Returns:
-      A :class:`multiterm_optax.Weighting` that reads what ``weighting`` reads, also
-      after the weights were frozen. A term that is absent in the last of these steps
+      A :class:`multiterm_optax.Weighting` that reads what ``weighting`` reads, even
+      after the weights are frozen. A term that is absent in the last of these steps
       keeps the weights of the last step in which it was present.
 
     Raises:
-      TypeError: ``weighting`` is not a weighting, or ``steps`` is no static int.
-      ValueError: ``steps`` is below 1, or ``weighting`` skips steps: frozen in one that
-        is skipped, it would skip all others.
+      TypeError: ``weighting`` is not a weighting, or ``steps`` is not a static int.
+      ValueError: ``steps`` is below 1, or ``weighting`` may skip steps: frozen in a
+        skipped step, it would skip all later ones.
 
     Example:
       >>> import jax.numpy as jnp

@@ -15,7 +15,7 @@ def geometric_mean() -> Weighting:
     .. math:: w_i = \frac{1}{K L_i} \Bigl( \prod_j L_j \Bigr)^{1/K}
 
     These are its derivatives: :math:`w_i L_i` is the same for all terms, so that each
-    counts by the share of its loss that a step takes away. Multiplying a loss by a
+    counts by the share of its loss that a step removes. Multiplying a loss by a
     constant changes the weights by one common factor.
 
     Returns:

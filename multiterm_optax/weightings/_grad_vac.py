@@ -1,4 +1,4 @@
-"""Gradient Vaccine: brings the cosines of the gradients up to what is usual."""
+"""Gradient Vaccine: raises the cosines of the gradients to their usual values."""
 
 from typing import Any, NamedTuple
 
@@ -43,16 +43,16 @@ def grad_vac(key: jax.Array | None = None, decay: Scalar = 0.01) -> Weighting:
 
     which makes the cosine :math:`t_{ij}`; then, changed or not,
     :math:`t_{ij} \leftarrow (1 - \beta) t_{ij} + \beta c`, from 0. With targets of 0
-    this is :func:`multiterm_optax.pcgrad`, draw by draw: in the first step, and with
-    ``decay=0`` in all. The update is the sum over the terms, as there.
+    (at first, or always if ``decay=0``) this is :func:`multiterm_optax.pcgrad`, draw by
+    draw. As there, the update is the sum over the terms.
 
     Args:
-      key: A random key, for a new order in each step. ``None``: that of the terms.
+      key: A random key, for a new order in each step. ``None``: the order of the terms.
       decay: :math:`\beta`, the share of the newest cosine in its target, in [0, 1).
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the gramian; a mixing matrix whose
-      row :math:`i` makes :math:`g_i'`. Targets of absent and of zero gradients stay.
+      row :math:`i` gives :math:`g_i'`. Targets of absent and of zero gradients stay.
 
     Raises:
       TypeError: ``key`` is neither None nor one random key.
@@ -111,8 +111,8 @@ def _vaccinate(
 
         own = jnp.sum(coefficients * dots, axis=1)
         size = jnp.sum(jnp.abs(coefficients), axis=1)
-        # What is a rounding only has no direction. And near targets of 1 a gradient
-        # grows with every pair, up to where the next square would overflow.
+        # A gradient that is only rounding has no direction. Also, near targets of 1 a
+        # gradient grows with every pair, until the next square would overflow.
         there = (own > 4 * len(units) * eps * size * size) & (size < most**0.4)
         there = there & ~silent & ~silent[others] & (others != each)
         norms = jnp.sqrt(jnp.where(there, own, 1))
@@ -128,7 +128,7 @@ def _vaccinate(
             jnp.where(chosen & there[:, None], moved[:, None], targets),
         )
 
-    # Like the gramian: inside shard_map it then differs by device as that does.
+    # Made from the gramian: inside shard_map they then differ by device, too.
     zeros, ones = jnp.zeros_like(scaled), jnp.ones_like(scaled)
     start = _Carry(
         jnp.where(each[:, None] == each[None, :], ones, zeros),

@@ -18,7 +18,7 @@ class GradNormState(NamedTuple):
     Attributes:
       learned: The weights [K] of the next step, if all terms are present in it.
       first: The first losses [K]; zeros before they have been seen.
-      started: Whether they have been seen [K].
+      started: Whether the first losses have been seen [K].
       optimizer: State of the transformation that learns the weights.
     """
 
@@ -44,7 +44,7 @@ def gradnorm(
       \quad\text{held constant,}
 
     by one step of ``optimizer`` at a time, and are then scaled to sum to K. The first
-    weights are 1; each step uses the weights that the one before it has learned.
+    weights are 1; each step uses the weights that the previous step has learned.
 
     Args:
       alpha: :math:`\alpha`, not negative: how strongly the terms are brought to one
@@ -56,7 +56,7 @@ def gradnorm(
       A :class:`multiterm_optax.Weighting` that reads the gradients' norms and the
       losses; the weights [K] sum to K, the number of present terms. A negative loss
       counts by its magnitude. A loss or gradient that is not finite makes the learned
-      weights NaN for good: keep such steps out.
+      weights NaN for good, so skip such steps.
 
     Raises:
       TypeError: ``optimizer`` is not a transformation.

@@ -84,7 +84,7 @@ def imtl_g() -> Weighting:
         total = jnp.sum(parts)
         # Where nothing moves, there is nothing to turn.
         turned = (total < 0) & ~stationary
-        # A sum that is zero but for its rounding.
+        # A sum that is zero up to rounding.
         rounding = len(parts) * jnp.finfo(parts.dtype).eps * jnp.sum(jnp.abs(parts))
         size = jnp.maximum(jnp.abs(total), rounding)
         divisor = jnp.where((total < 0) & stationary, -size, size)
@@ -97,7 +97,7 @@ def imtl_g() -> Weighting:
 def _equal_projections(
     cosines: Gramian, silent: Bool[Array, " K"]
 ) -> tuple[Weights, Bool[Array, ""]]:
-    """A multiple of the limit of (C + eps I)^-1 1; and if C times it is zero."""
+    """A multiple of the limit of (C + eps I)^-1 1, and whether C times it is zero."""
     resolution = 8 * len(cosines) * float(jnp.finfo(cosines.dtype).eps)
     ones = jnp.where(silent, 0, 1).astype(cosines.dtype)
     values, vectors = jnp.linalg.eigh(cosines)
@@ -109,8 +109,8 @@ def _equal_projections(
 
     x = solve(ones)
     x = x - solve(_linear.accurate_dot(cosines, x, -ones))
-    # What of the ones has an eigenvalue of zero is divided by it. Of gradients that are
-    # nearly equal, the eigenvector is known to the root of the resolution.
+    # The part of the ones that has an eigenvalue of zero is divided by it. For nearly
+    # equal gradients, the eigenvector is only known to the root of the resolution.
     nothing = _linear.dot(vectors, jnp.where(kept, 0, _linear.dot(ones, vectors)))
     stationary = jnp.max(jnp.abs(nothing)) > resolution**0.5
     return jnp.where(stationary, nothing, x), stationary

@@ -25,7 +25,7 @@ class IMTLLState(NamedTuple):
 
 
 def imtl_l(learning: optax.GradientTransformation) -> Weighting:
-    r"""Impartial learning of the losses: a scale for each term, learned.
+    r"""Impartial loss balancing: learns a scale for each term.
 
     Minimises, over the :math:`s_i` as well as over the parameters,
 
@@ -48,8 +48,8 @@ def imtl_l(learning: optax.GradientTransformation) -> Weighting:
       ValueError: Losses are missing.
 
     Source:
-      Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021: its balance of
-      the losses, IMTL-L.
+      Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021: its loss balance,
+      IMTL-L.
 
     Example:
       >>> import jax.numpy as jnp, optax

@@ -44,7 +44,7 @@ def inexact_mgda(eps: Any, normalization: Normalization | None = None) -> Weight
     which all terms are absent is skipped.
 
     Args:
-      eps: :math:`\epsilon`, not negative: a number, or K, in an array or a pytree.
+      eps: :math:`\epsilon`, not negative: one number, or K in an array or a pytree.
       normalization: As in :func:`mgda`. The test uses the gradients as they are.
 
     Returns:

@@ -26,8 +26,8 @@ class Components(NamedTuple):
         j divided by its length [N, K].
       vectors: The eigenvectors of the gramian in rows [N, K].
       roots: The components' lengths, the roots of the eigenvalues [N].
-      kept: Which of them are not zero to within the cosines' rounding [N]; of the
-        others the rest is zero.
+      kept: Which of them are not zero to within the cosines' rounding [N]; the other
+        fields are zero for the rest.
     """
 
     parts: Float[Array, "N K"]
@@ -55,7 +55,7 @@ def decompose(cosines: Gramian, lengths: Norms) -> Components:
     rows = columns * jnp.sqrt(jnp.where(values > resolution, values, 0))[None, :]
     silent = lengths == 0
     rows = jnp.where(silent[:, None], 0, rows)
-    # Like the problem: inside shard_map it then differs by device as that does.
+    # Made from the problem: inside shard_map it then differs by device, too.
     identity = jnp.zeros_like(rows) + jnp.eye(terms, dtype=rows.dtype)
     odd = terms % 2
     start = _Rows(
@@ -111,7 +111,7 @@ def _orthogonal(start: _Rows, resolution: float) -> _Rows:
         state, largest = jax.lax.fori_loop(0, rounds, rotate_and_move, first)
         return state, largest, sweeps + 1
 
-    # A sweep squares what is left.
+    # A sweep squares the remaining cosines.
     first = jnp.ones_like(start.units[0]), jnp.zeros_like(start.units[0], jnp.int32)
     return jax.lax.while_loop(
         lambda carry: (carry[1] > enough) & (carry[2] < _MAX_SWEEPS),
@@ -123,7 +123,7 @@ def _orthogonal(start: _Rows, resolution: float) -> _Rows:
 def _rotate(
     upper: _Rows, lower: _Rows, resolution: float
 ) -> tuple[_Rows, _Rows, Array]:
-    """Makes each pair orthogonal; and how far from it they were, as cosines."""
+    """Makes each pair orthogonal; says how far from it they were, as cosines."""
     a, b, product = _squares(upper), _squares(lower), _products(upper, lower)
     both = (a > resolution) & (b > resolution) & (product != 0)
     size = jnp.sqrt(jnp.where(both, a * b, 1))

@@ -17,8 +17,8 @@ def krum(num_byzantine: int, num_selected: int = 1) -> Weighting:
     .. math:: s_i = \sum_{j \in N_i} \lVert g_i - g_j \rVert^2 ,
 
     and the :math:`m` terms with the lowest scores get the weight :math:`1 / m` each;
-    of equal scores the first is the lower one, as in the paper. For terms that estimate
-    one and the same gradient, such as the losses of several data sources.
+    of equal scores the first counts as lower, as in the paper. It is for terms that
+    estimate one and the same gradient, such as the losses of several data sources.
 
     Args:
       num_byzantine: :math:`f`, the number of terms that may be wrong, at most K - 3, or
@@ -27,11 +27,11 @@ def krum(num_byzantine: int, num_selected: int = 1) -> Weighting:
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the gramian; weights [K] that sum
-      to 1. Stateless. K is the number of present terms, but one neighbour is counted
-      always.
+      to 1. It is stateless. K is the number of present terms, but at least one
+      neighbour is always counted.
 
     Raises:
-      TypeError: An argument is no static int.
+      TypeError: An argument is not a static int.
       ValueError: An argument is out of range.
 
     Source:

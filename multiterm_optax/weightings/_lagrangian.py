@@ -39,7 +39,7 @@ def lagrangian(
 
     .. math:: w_0 = 1, \qquad w_k = \lambda_k + \rho \max(0, e_k),
 
-    with the multipliers that the last step has left; they ascend, from 0, by
+    with the multipliers from the last step; they ascend, from 0, by
 
     .. math::
 
@@ -48,12 +48,13 @@ def lagrangian(
 
     Args:
       targets: The levels :math:`c_k`, of either sign, by the names of the losses; the
-        one that is not named is minimised. Or an array of K - 1 levels in the order of
-        the terms: the first is minimised. Or of K, of which the first is not read.
+        one that is not named is minimised. Alternatively an array, in the order of the
+        terms, whose first term is minimised: K - 1 levels, or K of which the first is
+        not read.
       learning_rate: :math:`\eta`.
       kp: :math:`\kappa_P`, not negative: the proportional part, which damps.
       nu: :math:`\nu`, in [0, 1): the decay rate of the violations' average.
-      rho: :math:`\rho`, not negative: the augmented Lagrangian's. 0: the plain one.
+      rho: :math:`\rho`, not negative, of the augmented Lagrangian. 0: the plain one.
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the losses only; weights [K]. A
@@ -104,7 +105,7 @@ def lagrangian(
 
     def init(num_terms: int) -> LagrangianState:
         dtype = jnp.result_type(float)
-        # Of names only their number can be checked, since no loss has been seen.
+        # Only the number of names can be checked here, since no loss has been seen.
         with _named.seen(_named.abstract(num_terms)):
             _, objective = read(num_terms)
         ones = jnp.arange(num_terms) == objective

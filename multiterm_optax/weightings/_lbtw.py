@@ -16,7 +16,7 @@ class LBTWState(NamedTuple):
     """State of :func:`lbtw`.
 
     Attributes:
-      first: The losses [K] that the others are compared with; zeros before the first.
+      first: The losses [K] that later ones are compared with; zeros before the first.
       seen: Number of losses seen so far of each term [K], int32.
     """
 

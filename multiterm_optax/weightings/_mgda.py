@@ -40,7 +40,7 @@ def mgda(normalization: Normalization | None = None) -> Weighting:
       normalization: Finds the weights for scaled gradients instead: ``"l2"``
         :math:`g_i / \lVert g_i \rVert`, ``"loss"`` :math:`g_i / L_i`, ``"loss+"``
         :math:`g_i / (L_i \lVert g_i \rVert)`. They then multiply the gradients as they
-        are, which may conflict. Losses count by magnitude, and one of zero as 1.
+        are, so :math:`d` may conflict. Losses count by magnitude, and zero as 1.
 
     Returns:
       A :class:`multiterm_optax.Weighting`; the weights [K] sum to 1. It reads the

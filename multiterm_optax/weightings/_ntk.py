@@ -39,10 +39,10 @@ def ntk(decay: Scalar = 0.9) -> Weighting:
     Returns:
       A :class:`multiterm_optax.Weighting` that reads neither gradients nor losses but
       the extra argument ``traces``, the :math:`k_i`, an array [K] or a pytree of K
-      scalars, such as :func:`multiterm_optax.ntk_traces` finds. In a step without them
-      the weights stay as they were, as traces are costly and change slowly. The weight
-      of a term whose trace is zero stays, and so do all weights if a trace is not
-      finite. No ratio counts for more than 1e30.
+      scalars, such as :func:`multiterm_optax.ntk_traces` returns. In a step without
+      them the weights stay as they were, as traces are costly and change slowly. The
+      weight of a term whose trace is zero stays, and so do all weights if a trace is
+      not finite. No ratio counts for more than 1e30.
 
     Raises:
       ValueError: ``decay`` is out of range, or ``traces`` are not K numbers.

@@ -1,4 +1,4 @@
-"""PBI: the way along the ray of a preference, with a penalty for leaving it."""
+"""PBI: the distance along the ray of a preference, with a penalty for leaving it."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ from multiterm_optax.weightings import _rays
 def pbi(preference: Any = None, penalty: Scalar = 5.0, ideal: Any = None) -> Weighting:
     r"""Weights of the penalty-based boundary intersection.
 
-    The gradient with respect to the losses of :math:`d_1 + \theta d_2`, the way along
-    a ray in the direction :math:`e = p / \lVert p \rVert`, and the distance from it:
+    They are the gradient in the losses of :math:`d_1 + \theta d_2`, the distances along
+    and from the ray in the direction :math:`e = p / \lVert p \rVert`:
 
     .. math::
 
@@ -26,13 +26,13 @@ def pbi(preference: Any = None, penalty: Scalar = 5.0, ideal: Any = None) -> Wei
     penalties. On the ray, where :math:`d_2` has a kink, :math:`w = e`.
 
     Args:
-      preference: :math:`p`, K numbers, not negative, in any unit; traced ones let one
-        ``vmap`` train a whole front. ``None``: equal.
-      penalty: :math:`\theta`, not negative; 5 is the authors'.
+      preference: :math:`p`, K numbers, not negative, in any unit; if they are traced,
+        one ``vmap`` can train a whole front. ``None``: equal.
+      penalty: :math:`\theta`, not negative; the authors use 5.
       ideal: :math:`z`, the best losses to hope for, a number or [K]. ``None``: 0.
 
     Returns:
-      A :class:`multiterm_optax.Weighting` of the losses only; weights [K]. Stateless.
+      A stateless :class:`multiterm_optax.Weighting` of the losses only; weights [K].
 
     Raises:
       ValueError: ``preference`` or ``penalty`` is negative, ``preference`` or ``ideal``

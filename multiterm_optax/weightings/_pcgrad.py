@@ -42,7 +42,7 @@ def pcgrad(key: jax.Array) -> Weighting:
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the gramian. Its weights are a
-      mixing matrix [K, K] whose row :math:`i` makes :math:`g_i'`, with ones on the
+      mixing matrix [K, K] whose row :math:`i` gives :math:`g_i'`, with ones on the
       diagonal and zeros in the rows and columns of absent terms.
 
     Raises:
@@ -93,7 +93,7 @@ def _projections(gramian: Gramian, orders: jax.Array) -> Mixing:
         steps = (conflicts / jnp.diagonal(scaled)[others])[:, None]
         return coefficients - jnp.where(chosen, steps, 0), dots - steps * scaled[others]
 
-    # Like the gramian: inside shard_map it then differs by device as that does.
+    # Made from the gramian: inside shard_map they then differ by device, too.
     zeros, ones = jnp.zeros_like(scaled), jnp.ones_like(scaled)
     start = jnp.where(each[:, None] == each[None, :], ones, zeros), scaled
     coefficients, _ = jax.lax.fori_loop(0, num_terms, project, start)

@@ -25,15 +25,16 @@ def random_weights(key: jax.Array) -> Weighting:
 
     .. math:: w = \operatorname{softmax}(\lambda), \qquad \lambda_i \sim N(0, 1),
 
-    new in each step. Their mean is :math:`1 / K`, so the expected step is that of equal
-    weights. It is a control: a method that is no better owes nothing to its weights.
+    drawn anew in each step. Their mean is :math:`1 / K`, so the expected step is that
+    of equal weights. It is a control: a method that is no better owes nothing to its
+    weights.
 
     Args:
       key: A random key, typed (``jax.random.key``) or raw (``jax.random.PRNGKey``).
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads neither gradients nor losses;
-      weights [K], positive, that sum to 1. State: a key for each term, so that absent
+      positive weights [K] that sum to 1. State: a key for each term, so that absent
       terms do not change what the others draw.
 
     Raises:

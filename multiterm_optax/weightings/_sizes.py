@@ -9,12 +9,12 @@ from multiterm_optax.weightings import _losses
 
 
 def inverse(problem: Problem, sizes: jax.Array) -> Weights:
-    """One over the sizes, with the geometric mean 1 over the present terms.
+    """The inverse sizes, scaled to a geometric mean of 1 over the present terms.
 
     A term of size zero has the weight 1 and is left out of the mean.
     """
     known = problem.only_present(sizes > 0)
-    # Powers of two apart from the rest, and summed as integers, so that no ratio of two
+    # Powers of two are split off and summed as integers, so that no ratio of two
     # weights loses digits to the logarithm of a size that is far from 1.
     fractions, exponents = jnp.frexp(jnp.where(known, sizes, 1))
     exponents = jnp.where(known, exponents, 0)

@@ -15,7 +15,7 @@ def soft_uncertainty(temperature: Scalar) -> Weighting:
     .. math:: w_i = \frac{e^{1 / T L_i}}{\sum_j e^{1 / T L_j}}
 
     Where the uncertainties of :func:`multiterm_optax.uncertainty` are not learned but
-    at their optimum, the weights are in proportion to :math:`1 / L_i`; the softmax
+    set to their optimum, the weights are in proportion to :math:`1 / L_i`; the softmax
     tempers them. The lower a loss, the more weight it has.
 
     Args:
@@ -55,8 +55,8 @@ def soft_uncertainty(temperature: Scalar) -> Weighting:
     ) -> tuple[Weights, optax.EmptyState]:
         sizes = jnp.abs(problem.losses)
         inverse = jnp.where(sizes == 0, jnp.inf, 1 / jnp.where(sizes == 0, 1, sizes))
-        # Of losses near each other the difference of the inverses is a small one of two
-        # large numbers; it is taken before the temperature can overflow either.
+        # For losses near each other, the inverses may be large and their difference
+        # small, so it is taken before the temperature can overflow either.
         inverse = _losses.bounded(inverse)
         scores = (inverse - problem.largest(inverse)) / temperature
         return _losses.softmax(problem, scores).astype(sizes.dtype), state

@@ -53,7 +53,7 @@ def softadapt(
       c_0 = \sum_{j=1}^{p} \frac1j, \quad c_m = \frac{(-1)^m}{m} \binom{p}{m}, \qquad
       w_i \propto \exp \frac{\beta s_i}{\sum_j |s_j|} .
 
-    The weights are equal until n losses have been seen. A rate that is a rounding of
+    The weights are equal until n losses have been seen. A rate that is only rounding of
     its losses counts as 0.
 
     Args:
@@ -67,10 +67,9 @@ def softadapt(
         weights do not depend on the losses' scale. ``False``: the paper's original
         form, :math:`w_i \propto e^{\beta s_i}`, in which losses much below 1 have
         equal weights.
-      loss_weighted: Then replace the weights by
-        :math:`f_i w_i / (\sum_j f_j w_j + \epsilon)`, where f is the mean of the last n
-        losses (``"mean"`` or True) or the newest (``"current"``); a negative loss
-        counts by its magnitude.
+      loss_weighted: If set, replace the weights by :math:`f_i w_i / (\sum_j f_j w_j +
+        \epsilon)`, where f is the mean of the last n losses (``"mean"`` or True) or the
+        newest (``"current"``); a negative loss counts by its magnitude.
       update_every: The weights are recomputed once in this many steps, first when n
         losses have been seen, and held in between.
       sum_to: The sum of the weights: a positive number, or ``"terms"`` for K, the
@@ -122,8 +121,8 @@ def softadapt(
         backward = jnp.asarray(_backward_difference(order), past.dtype)
         parts = backward[:, None] * past[::-1][: order + 1]
         speeds = jnp.sum(parts, axis=0)
-        # What is left of losses that stand still must not be taken for a difference
-        # between the terms, which the normalized form would show in full.
+        # The rounding errors of losses that stand still must not be taken for a
+        # difference between the terms, which the normalized form would show in full.
         rounding = jnp.finfo(past.dtype).eps * jnp.sum(jnp.abs(parts), axis=0)
         still = (jnp.abs(speeds) <= rounding) & jnp.isfinite(rounding)
         return jnp.where(still, 0, speeds)
@@ -189,7 +188,8 @@ def softadapt(
             return weights, SoftAdaptState(weights, past, seen)
         held = problem.only_present(state.held)
         weights = jnp.where(due, fresh, _losses.summing_to(problem, held, target_sum))
-        # What is held keeps its sum over all terms; NaN in it does not persist.
+        # The held weights keep their sum over all terms; a NaN in them does not
+        # persist.
         sum_held = jnp.sum(held)
         equal = _losses.target_sum(sum_to, problem.num_terms) / problem.num_terms
         sum_held = jnp.where(

@@ -1,4 +1,4 @@
-"""Smooth Tchebycheff: nearly all weight for the losses that are largest by far."""
+"""Smooth Tchebycheff: nearly all the weight goes to the largest losses."""
 
 from typing import Any
 
@@ -22,15 +22,15 @@ def stch(mu: Scalar = 1.0, preference: Any = None, nadir: Any = None) -> Weighti
       w_i = \lambda_i p_i \frac{\partial \ell_i}{\partial L_i}, \quad
       p = \operatorname{softmax}(\lambda_i \ell_i / \mu),
 
-    with :math:`\ell_i = L_i`, or :math:`\log (L_i / n_i)`; ``nadir`` is :math:`n`.
+    with :math:`\ell_i = L_i`, or :math:`\log (L_i / n_i)` with a ``nadir`` :math:`n`.
 
     Args:
       mu: :math:`\mu`, positive: how smooth the maximum is.
       preference: :math:`\lambda`, [K], not negative and not normalised. ``None``:
-        1/K each, K the number of present terms.
+        1/K each, where K is the number of present terms.
       nadir: Losses [K], positive, by which each loss is divided before its logarithm;
         in the authors' multi-task code, the mean losses at the end of a warm-up.
-        ``None``: the losses as they are. With an ideal point z pass :math:`L - z`.
+        ``None``: the losses as they are. For an ideal point z, pass :math:`L - z`.
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the losses only; weights [K], with
@@ -42,7 +42,7 @@ def stch(mu: Scalar = 1.0, preference: Any = None, nadir: Any = None) -> Weighti
 
     Source:
       Lin et al., "Smooth Tchebycheff Scalarization for Multi-Objective Optimization",
-      ICML 2024; the logarithm: the authors' multi-task code.
+      ICML 2024; the logarithm is from the authors' multi-task code.
 
     Example:
       >>> import jax.numpy as jnp
@@ -88,7 +88,7 @@ def stch(mu: Scalar = 1.0, preference: Any = None, nadir: Any = None) -> Weighti
             scores = jnp.where(
                 zero, -jnp.inf, lam * (jnp.log(sizes) - jnp.log(reference))
             )
-        # The differences first: a small mu must not overflow.
+        # Differences are taken first, so that a small mu does not overflow.
         limit = float(jnp.finfo(losses.dtype).max) / 2**20
         scores = jnp.clip(scores, -limit, limit)
         shares = _losses.softmax(problem, (scores - problem.largest(scores)) / mu)

@@ -46,8 +46,8 @@ def uncertainty(
     with :math:`a_i = 1/2` for the likelihood of a Gaussian (``"regression"``,
     :math:`L_i` a squared error) and :math:`a_i = 1` for that of a scaled softmax
     (``"classification"``, :math:`L_i` a cross entropy). The optimum is at
-    :math:`w_i L_i = 1/2`. The :math:`s_i` start at 0; each step uses those that the one
-    before it has learned.
+    :math:`w_i L_i = 1/2`. The :math:`s_i` start at 0; each step uses those that the
+    previous step has learned.
 
     Args:
       optimizer: The Optax transformation that learns :math:`s`, with its learning rate.
@@ -58,17 +58,17 @@ def uncertainty(
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the losses only. The weights [K]
       are not normalised: they grow as the losses fall. A loss of zero or less has no
-      optimum and leaves its weight as it is. A loss that is not finite makes it NaN
-      for good: keep such steps out.
+      optimum and leaves its weight as it is. A loss that is not finite makes it NaN for
+      good, so skip such steps.
 
     Raises:
       TypeError: ``optimizer`` is not a transformation.
-      ValueError: ``likelihood`` is not one of the choices or not K of them, or losses
-        are missing.
+      ValueError: ``likelihood`` is not one of the choices or K of them, or losses are
+        missing.
 
     Source:
       Kendall, Gal and Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses
-      for Scene Geometry and Semantics", CVPR 2018, Eq. 7 and 10; log variances: 3.2.
+      for Scene Geometry and Semantics", CVPR 2018, Eq. 7 and 10; log variances in 3.2.
 
     Example:
       >>> import jax.numpy as jnp, optax

@@ -14,7 +14,7 @@ class Units(NamedTuple):
 
     Attributes:
       gramian: The gramian of the gradients in their units: at most 1, with the
-        diagonal in [1/4, 1]. Zero gradients have 1 on the diagonal and 0 beside it.
+        diagonal in [1/4, 1]. Zero gradients have 1 on the diagonal and 0 elsewhere.
       units: Powers of two, at most twice the gradients' lengths; no digit is lost by
         dividing by them. 1 for zero gradients.
       silent: Which gradients are zero.

@@ -1,9 +1,9 @@
 """Wrappers around whole optimizers: stages that own an inner transformation.
 
 A wrapper of this floor takes per-term gradients, every leaf ``[K, *p]``, and returns
-updates ``[*p]``. The inner transformation of ``weighted`` is an ordinary one. That of
-the others is K -> 1 itself; they replace the Optax wrappers of the same names, which
-would lose track of the term axis.
+updates ``[*p]``. The inner transformation of ``weighted`` is an ordinary one. The other
+wrappers take one that is itself K -> 1; they replace the Optax wrappers of the same
+names, which would lose track of the term axis.
 """
 
 from multiterm_optax.wrappers._apply_if_finite import (

@@ -52,11 +52,11 @@ def apply_if_finite(
       num_terms: K, the number of terms.
       max_consecutive_errors: How many steps in a row a term may be left out, at least
         0. After that it is passed on, as in Optax, so that a broken run is noticed.
-      skip: With ``"term"`` as above. With ``"step"`` a term that is not finite skips
-        the step, at most ``max_consecutive_errors`` in a row, whichever terms they are.
+      skip: ``"term"``: as above. ``"step"``: any term that is not finite skips the
+        step, at most ``max_consecutive_errors`` in a row, whichever terms they are.
 
     Returns:
-      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. With
+      An optimizer from per-term gradients, every leaf [K, \*p], to updates [\*p]. With
       ``skip="term"``, ``inner`` always gets ``present``: False for terms left out.
       Terms that the caller declares absent are neither read nor counted.
 

@@ -1,5 +1,5 @@
 # Longer than most: its messages say which stage made the mistake.
-"""``optax.chain`` that checks where the term axis is removed."""
+"""An ``optax.chain`` that checks where the term axis is removed."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ _PLAIN_SUM = "multiterm_optax.sum_terms"
 def chain(
     *stages: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""``optax.chain`` that refuses a chain without its one aggregator.
+    r"""An ``optax.chain`` that refuses a chain without exactly one aggregator.
 
     It computes what :func:`optax.chain` computes and has the same state. While
     ``update`` is traced, it checks the shapes: the updates must come with the term
@@ -34,15 +34,15 @@ def chain(
         may be grouped by :func:`optax.chain`; use this function for the whole chain.
 
     Returns:
-      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. Extra
-      arguments go to every stage that takes them. Behind :func:`sum_terms` as the first
-      stage, ``value`` and ``grad`` are those of the sum where ``losses`` is passed and
-      they are not, and a ``value_fn`` may return the losses (:func:`weighted`).
+      An optimizer from per-term gradients, every leaf [K, \*p], to updates [\*p]. Extra
+      arguments go to every stage that takes them. After :func:`sum_terms` as the first
+      stage, with ``losses`` passed, ``value`` and ``grad`` default to those of the sum,
+      and a ``value_fn`` may return the losses.
 
     Raises:
       TypeError: A stage is not a transformation.
-      ValueError: There is no aggregator, or one too many, or an ordinary stage with a
-        state before it, or an update lacks the leading term axis.
+      ValueError: There is no aggregator or more than one, an ordinary stage with a
+        state comes before it, or an update lacks the leading term axis.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -116,7 +116,8 @@ def _after_the_aggregator(
 ) -> dict[str, Any]:
     """The extra arguments with what line searches ask for, where it is known.
 
-    It is where nothing came before the sum: ``total`` is the gradient of all losses.
+    It is known where nothing came before the sum, as ``total`` is then the gradient of
+    all losses.
     """
     if label != f"stages[0] ({_PLAIN_SUM})":
         return _searching.with_value_fn(extra_args, None)

@@ -43,7 +43,7 @@ def multi_steps(
     num_terms: int,
     every_k_schedule: int | jax.Array | Callable[[jax.Array], Any],
 ) -> optax.GradientTransformationExtraArgs:
-    r"""One step of ``inner`` for several microbatches: :class:`optax.MultiSteps`.
+    r"""One step of ``inner`` for several microbatches, as in :class:`optax.MultiSteps`.
 
     It keeps the mean of each term's gradients over k microbatches,
 
@@ -61,10 +61,10 @@ def multi_steps(
       every_k_schedule: k, or a function from the number of steps taken to k.
 
     Returns:
-      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. The
+      An optimizer from per-term gradients, every leaf [K, \*p], to updates [\*p]. The
       means of ``losses`` are passed to ``inner`` in the structure they came in; pass
       losses for every microbatch or for none. If ``present`` is passed, ``inner`` gets
-      True for terms present in any of the k. Other extra arguments are the k-th's.
+      True for terms present in any of the k. Other extra arguments come from the k-th.
 
     Raises:
       TypeError: ``inner`` is not a transformation, or ``every_k_schedule`` is neither
@@ -113,7 +113,7 @@ def multi_steps(
         counts = counts + (1 if present is None else present.astype(jnp.int32))
 
         def mean(old: TermLeaf, new: TermLeaf) -> TermLeaf:
-            """Welford's running mean; that of an absent term stays."""
+            """Welford's running mean; an absent term keeps its own."""
             old = jnp.where(first, jnp.zeros([], old.dtype), old)
             distance = new.astype(old.dtype) - old
             share = 1 / jnp.maximum(counts, 1).astype(old.dtype)

@@ -1,6 +1,6 @@
-"""What an optimizer is given that asks for the value of the loss, or searches along it.
+"""Arguments for optimizers that ask for the value of the loss or search along it.
 
-Such are Polyak's step (``value``), line searches and L-BFGS (``value``, ``grad`` and
+These are Polyak's step (``value``), line searches and L-BFGS (``value``, ``grad`` and
 ``value_fn``). The loss is the one whose gradient they get.
 """
 
@@ -17,10 +17,11 @@ import jax.numpy as jnp
 Combine = Callable[[Any], jax.Array]
 
 _WAY_ROUND = (
-    "value and grad come from losses=, inside weighted(weighting, inner, num_terms) "
-    "and behind sum_terms() as the first stage of multiterm_optax.chain; value_fn= is "
-    "yours to pass, and may return the losses. Elsewhere find the weights first, by "
-    "value_and_weighted_grad, and let the optimizer work on weights @ losses."
+    "value and grad are made from losses=, inside weighted(weighting, inner, "
+    "num_terms) and after sum_terms() as the first stage of multiterm_optax.chain; "
+    "pass value_fn= yourself, and it may return the losses. Elsewhere find the weights "
+    "first, with value_and_weighted_grad, and let the optimizer work on "
+    "weights @ losses."
 )
 
 
@@ -29,7 +30,8 @@ def arguments(
 ) -> dict[str, Any]:
     """``value`` and ``grad`` of the combined loss, unless the user gave their own.
 
-    ``combine`` makes one number of K losses, also of those that ``value_fn`` returns.
+    ``combine`` turns K losses into one number, and also those that ``value_fn``
+    returns.
     """
     found = {"grad": total}
     if losses is not None:
@@ -41,7 +43,7 @@ def arguments(
 def accepted(
     update: Callable[..., Any], found: dict[str, Any], given: dict[str, Any]
 ) -> dict[str, Any]:
-    """What is found, without what the user did not give and ``update`` cannot take."""
+    """``found``, less what ``update`` cannot take, unless the user gave it."""
     parameters = inspect.signature(update).parameters
     if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
         return found
@@ -50,7 +52,7 @@ def accepted(
 
 
 def with_value_fn(given: dict[str, Any], combine: Combine | None) -> dict[str, Any]:
-    """A ``value_fn`` that takes ``losses`` and ``present``, which Optax hands to it."""
+    """A ``value_fn`` that accepts the ``losses`` and ``present`` that Optax passes."""
     value_fn = given.get("value_fn")
     if not callable(value_fn):
         return given
@@ -76,7 +78,7 @@ def with_value_fn(given: dict[str, Any], combine: Combine | None) -> dict[str, A
 
 @contextlib.contextmanager
 def saying_the_way_round(who: str) -> Iterator[None]:
-    """Adds to Optax's error that ``value``, ``grad`` or ``value_fn`` is missing."""
+    """Adds a hint to Optax's error of a missing ``value``, ``grad`` or ``value_fn``."""
     try:
         yield
     except TypeError as error:

@@ -43,10 +43,10 @@ def weighted(
       num_terms: K, the number of terms.
 
     Returns:
-      An optimizer: per-term gradients, every leaf [K, \*p], to updates [\*p]. The
+      An optimizer from per-term gradients, every leaf [K, \*p], to updates [\*p]. The
       extra arguments ``losses`` and ``present`` (K booleans; see
-      :func:`multiterm_optax.reweight`) go only to the weighting, and all others also to
-      ``inner``. If ``inner`` takes ``grad`` and ``value``, it gets those of the
+      :func:`multiterm_optax.reweight`) go to the weighting only, and all others go to
+      ``inner`` as well. If ``inner`` takes ``grad`` and ``value``, it gets those of the
       weighted sum (``value`` only if losses are given), unless you pass your own; if a
       ``value_fn`` returns the losses, it gets their weighted sum. If all terms are
       absent, ``inner`` sees a zero gradient.
@@ -92,7 +92,8 @@ def weighted(
             vector = step._replace(losses=values).losses_vector(name, num_terms)
             return _terms.weighted_sum(weights, cast(jax.Array, vector))
 
-        # Only here is the loss known whose gradient the inner optimizer gets.
+        # Only here is it known which loss has the gradient that the inner optimizer
+        # gets.
         extra_args = _searching.accepted(
             inner.update,
             _searching.arguments(step.extra_args, total, losses, value),

@@ -116,7 +116,7 @@ def test_weighted_says_what_a_search_lacks():
     with pytest.raises(TypeError, match="value_fn") as error:
         tx.update(jnp.ones((2, 2)), tx.init(START), START, losses=losses_of(START))
     assert "weighted: " in error.value.__notes__[0]
-    assert "value_fn= is yours to pass" in error.value.__notes__[0]
+    assert "pass value_fn= yourself" in error.value.__notes__[0]
 
 
 @pytest.mark.usefixtures("own_errors")
