@@ -1,6 +1,6 @@
-"""Stop and go on, bit for bit: MTAdam with Orbax, on scikit-learn's digits.
+"""Stop and resume, bit for bit: MTAdam with Orbax, on scikit-learn's digits.
 
-``python examples/checkpoint.py FOLDER 3``, then again with 6 in place of 3 epochs.
+Run ``python examples/checkpoint.py FOLDER 3``, then again with 6 in place of 3 epochs.
 """
 
 import argparse

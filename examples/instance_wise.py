@@ -1,10 +1,11 @@
 """Every example of the batch as a term: digits by UPGrad, and by the mean loss.
 
 Quinton and Rey ("Jacobian Descent for Multi-Objective Optimization", 2024) minimise
-every example's loss, not their mean: the direction is UPGrad's, which to first order
-raises no loss of the batch. A small network learns scikit-learn's digits so, with SGD
-and with Adam behind UPGrad, and by the mean loss. All take the same batches, each at
-the rate of its optimizer's grid with the smallest area under the mean training loss.
+every example's loss and not the mean of the losses: the direction is UPGrad's, which to
+first order raises no loss of the batch. A small network learns scikit-learn's digits in
+this way, with SGD and with Adam after UPGrad, and from the mean loss. All take the same
+batches, each at the rate of its optimizer's grid with the smallest area under the mean
+training loss.
 
 The table has, on the training set, the mean loss, that of the tenth with the largest
 losses, and that of the half with the smallest, whose gradients count for little in the

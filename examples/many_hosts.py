@@ -1,8 +1,9 @@
 """One training loop for one device, for many, and for many hosts.
 
-A small network whose one output has two targets, trained by Adam on gradients that
-MGDA weighs. The rows of the batch lie over all devices of all processes; parameters and
-optimizer state are copied to each device, or with ``--fsdp`` laid over them, too.
+A small network whose one output has two targets is trained by Adam on gradients that
+MGDA weighs. The rows of the batch are spread over all devices of all processes;
+parameters and optimizer state are copied to each device or, with ``--fsdp``, spread
+over them as well.
 
   python examples/many_hosts.py                  one process, all its devices
   python examples/many_hosts.py --processes 2    two processes on this machine, on CPU,

@@ -1,7 +1,7 @@
 """Beartype for the import hook, without doing the same again for each closure.
 
-The hook decorates functions inside functions too, and so each time that a factory
-builds a transformation: most of what the annotations cost.
+The hook also decorates functions inside functions, again each time that a factory
+builds a transformation. That is most of what the annotations cost.
 """
 
 from beartype import beartype

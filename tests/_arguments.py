@@ -1,7 +1,7 @@
 """How the shared tests fill in what a factory requires: one table for all of them.
 
-A new factory whose required arguments have names that stand here needs no line. Others
-say it in ``METHODS`` of their own test file (:mod:`tests._methods`), or here.
+A new factory whose required arguments have names listed here needs no line. Others
+declare theirs in ``METHODS`` of their own test file (:mod:`tests._methods`), or here.
 """
 
 import importlib

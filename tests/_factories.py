@@ -1,7 +1,7 @@
 """Finds every exported factory and builds it from its signature alone.
 
 A new method is covered by the shared contract as soon as its stage exports it. Only a
-required argument under a name not seen before asks for a line, in tests/_arguments.py.
+required argument with a new name needs a line in tests/_arguments.py.
 """
 
 import importlib

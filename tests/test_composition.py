@@ -1,7 +1,7 @@
 """What every Optax wrapper does with per-term gradients, as docs/composition.md says.
 
-Three places: after the aggregator, where updates are [*p] and Optax is at home; before
-it, on [K, *p]; and around a whole K -> 1 optimizer.
+There are three places: after the aggregator, where updates are [*p] and Optax is at
+home; before it, on [K, *p]; and around a whole K -> 1 optimizer.
 """
 
 import re

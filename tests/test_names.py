@@ -1,4 +1,4 @@
-"""Which number belongs to which term is said by names, in whatever order written."""
+"""Names say which number belongs to which term, whatever order they are written in."""
 
 import inspect
 from typing import NamedTuple

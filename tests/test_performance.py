@@ -1,4 +1,4 @@
-"""Exact figures: what the update holds, moves and traces. No timing.
+"""Exact figures, not timings: what the update holds, moves and traces.
 
 Bytes and temporaries are XLA's own counts for a compiled CPU program, in copies of
 the parameters. Nothing is allocated: shapes are compiled. Layers of 256 x 256 are the

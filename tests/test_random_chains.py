@@ -1,7 +1,7 @@
 """Random chains on random trees: what every composition keeps to.
 
-Stages K -> K in any number and order, one aggregator, Optax's stages behind it. For a
-longer run than the default, with chains that differ each time, set
+A chain has stages K -> K in any number and order, one aggregator, and Optax's stages
+after it. For a longer run than the default, with chains that differ each time, set
 ``MULTITERM_OPTAX_EXAMPLES`` to the number of chains to try.
 """
 

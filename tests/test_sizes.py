@@ -1,6 +1,6 @@
 """The sizes that CONTRIBUTING.md asks for: what one reader can hold in mind at once.
 
-What is larger today stands in a list, and has to leave it as soon as it is smaller.
+What is larger today is listed, and has to leave the list as soon as it is smaller.
 """
 
 import ast

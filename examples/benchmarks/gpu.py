@@ -3,16 +3,16 @@
     python examples/benchmarks/gpu.py            # on a machine with a GPU
     python examples/benchmarks/gpu.py --short    # anywhere: does it run?
 
-docs/benchmarks.md has the figures of an NVIDIA H200. On CPU it runs, too, and says so
+docs/benchmarks.md has the figures of an NVIDIA H200. It also runs on CPU, and says so
 in its output.
 
 1. Bandwidth of a copy from the device's memory to itself: bytes read and written.
 2. MTAdam's update alone, jitted, parameters and state donated, for 10M and 100M
-   parameters and K = 2, 4, 10. It has to move 4K + 4 copies of the parameters at least:
+   parameters and K = 2, 4, 10. It has to move at least 4K + 4 copies of the parameters:
    K gradients read twice (norms before scaling), K second moments read and written, the
-   first moment and the parameters read and written. These bytes over its time, as a
-   share of the copy's bandwidth; the goal is 80%. Also its time over that of K Optax
-   Adams.
+   first moment and the parameters read and written. Reported are these bytes over its
+   time, as a share of the copy's bandwidth (the goal is 80%), and its time over that of
+   K Optax Adams.
 3. K gradients of the MLP, transformer and conv net with passes unrolled and batched.
 """
 

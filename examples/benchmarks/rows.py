@@ -1,12 +1,12 @@
-"""What it costs to have every row of a batch as a term, beside one ordinary gradient.
+"""What it costs to have every row of a batch as a term, against one ordinary gradient.
 
     python examples/benchmarks/rows.py            # some minutes
     python examples/benchmarks/rows.py --short    # anywhere: does it run?
 
-For an MLP, a transformer and a conv net: XLA's count of operations, temporaries, and
-the time of ``value_and_weighted_grad(..., gramian="rows")`` over those of
-``value_and_grad`` of the mean loss. The weights are a plain function of the gramian, so
-that the weighting's own problem, which depends on the method, does not count. Times
+For an MLP, a transformer and a conv net, it reports XLA's count of operations, the
+temporaries and the time of ``value_and_weighted_grad(..., gramian="rows")`` over those
+of ``value_and_grad`` of the mean loss. The weights are a plain function of the gramian,
+so that the weighting's own problem, which depends on the method, does not count. Times
 are medians of alternating steps in one process.
 """
 

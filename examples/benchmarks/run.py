@@ -3,8 +3,9 @@
     python examples/benchmarks/run.py            # all, about twenty minutes
     python examples/benchmarks/run.py --short    # does everything run? under a minute
 
-Needs the extra ``benchmarks``. Results are saved after every case: a run that was cut
-off goes on where it stopped. README.md in this folder says what is measured, and how.
+It needs the extra ``benchmarks``. Results are saved after every case: a run that was
+cut off resumes where it stopped. README.md in this folder says what is measured, and
+how.
 """
 
 import argparse

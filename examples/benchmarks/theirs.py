@@ -1,5 +1,5 @@
 # pyright: basic, reportMissingImports=false
-"""The same training steps in PyTorch, with TorchJD or the MTAdam beside this file."""
+"""The same training steps in PyTorch, with TorchJD or ``torch_mtadam.py``."""
 
 import math
 from itertools import pairwise

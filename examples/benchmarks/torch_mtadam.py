@@ -1,9 +1,9 @@
 # pyright: basic, reportMissingImports=false
 """MTAdam in PyTorch, written from Alg. 1 of the paper for comparison.
 
-With the readings of the authors' code: a term's norm starts at its first value, and the
-anchor of a parameter is the first term whose norm there exceeds 1e-10. As in Alg. 1,
-every term has its own first and second moment.
+It reads the algorithm as the authors' code does: a term's norm starts at its first
+value, and the anchor of a parameter is the first term whose norm there exceeds 1e-10.
+As in Alg. 1, every term has its own first and second moment.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Allen and Cahn's equation, solved by a spectral method."""
+"""The Allen-Cahn equation, solved by a spectral method."""
 
 import numpy as np
 

@@ -1,7 +1,7 @@
 """Differential equations on which nothing of the library was chosen.
 
 A network is trained on the mean squares of the equation's residual and of the errors
-at the boundary and at the first moment; a point is (x, t), or (x, y) where nothing
+at the boundary and at the initial time; a point is (x, t), or (x, y) where nothing
 moves. Points are drawn anew for each step.
 """
 

@@ -2,8 +2,8 @@
 
 A method returns ``init(params) -> state`` and ``step(params, state, batch) -> (params,
 state)``. The library's defaults hold throughout, and Adam follows wherever a method
-takes an inner optimizer. Weightings find their weights first and go backward once with
-them (``value_and_weighted_grad``), the others take per-term gradients.
+takes an inner optimizer. Weightings find their weights first and run one backward pass
+with them (``value_and_weighted_grad``); the others take per-term gradients.
 """
 
 import inspect

@@ -1,4 +1,4 @@
-"""Parkinsons telemonitoring: from a file that is there, or downloaded from UCI."""
+"""Parkinsons telemonitoring: from a local file, or downloaded from UCI."""
 
 from io import BytesIO
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""The problems: small enough that a training takes about a second on one core.
+"""The problems: small enough that one training run takes about a second on one core.
 
 Data are drawn anew for every seed where the problem allows it. The validation part
-chooses learning rates and static weights, the test part is what is reported. Scores
-are errors: smaller is better.
+chooses learning rates and static weights, and the test part is reported. Scores are
+errors: smaller is better.
 """
 
 import chosen_on

@@ -20,10 +20,10 @@ the expected score over all such draws is taken, which is exact: with the pool o
 sorted by validation score, the trial of rank k is chosen with probability
 C(N - k, n - 1) / C(N, n).
 
-A method wins (loses) against another where its test scores are smaller (larger) by a
+A method wins (loses) against another if its test scores are smaller (larger) by a
 paired t test over the seeds at the level of 1 %.
 
-Results are saved after every method: a run that was cut off goes on where it stopped,
+Results are saved after every method: a run that was cut off resumes where it stopped,
 and several processes may work on different problems in one folder.
 """
 

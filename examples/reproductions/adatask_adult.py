@@ -1,21 +1,22 @@
 """AdaTask on a real set with two labels: Adult, income over 50K and never married.
 
-The paper has no table for this data, so that no column of it stands beside ours; its
-real data are CityScapes, TikTok and WeChat. Reported on test rows: the area under the
-ROC curve (AUC) and the accuracy of both labels, the difference of the mean AUC from
-equal weights with the same start and batches, and how many shared parameters a label
-dominates (rAU, of the second label). Marital status and relationship are not inputs.
+The paper has no table for this data, so our columns stand alone; its real data are
+CityScapes, TikTok and WeChat. Reported on test rows are the area under the ROC curve
+(AUC) and the accuracy of both labels, the difference of the mean AUC from equal weights
+with the same start and batches, and how many shared parameters a label dominates (rAU,
+of the second label). Marital status and relationship are not inputs.
 
-A network of two shared layers (64 units, ReLU) and a linear head for each label, two
-cross-entropies, batches of 200, 12 epochs. RMSProp (decay 0.99) for all, AdaTask too,
-as in ``adatask_synthetic.py``; below, Adam's forms with MTAdam. Every method gets the
-same four learning rates, and the rate and the epoch with the best mean AUC on the
-validation rows, over the labels and seeds. Controls: AdaTask's step is about twice as
-long, so equal weights also run at one, two and four times the rate chosen for AdaTask.
-Static weights are tuned on the validation rows: first equal ones at the four rates,
-then pairs of weights (their ratio from 0.1 to 10) and rates drawn at random, as many as
-fit in the time that AdaTask needed for its four rates. Times are of all rates and seeds
-of a method without compilation; they include the recording of dominance.
+The network has two shared layers (64 units, ReLU) and a linear head for each label,
+with two cross-entropies, batches of 200 and 12 epochs. All, AdaTask included, use
+RMSProp (decay 0.99) as in ``adatask_synthetic.py``; below come Adam's forms with
+MTAdam. Every method gets the same four learning rates, and the rate and the epoch with
+the best mean AUC on the validation rows, over the labels and seeds. Controls: AdaTask's
+step is about twice as long, so equal weights also run at one, two and four times the
+rate chosen for AdaTask. Static weights are tuned on the validation rows: first equal
+ones at the four rates, then pairs of weights (their ratio from 0.1 to 10) and rates
+drawn at random, as many as fit in the time that AdaTask needed for its four rates.
+Times are of all rates and seeds of a method without compilation; they include the
+recording of dominance.
 """
 
 import time

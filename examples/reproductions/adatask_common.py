@@ -1,7 +1,7 @@
 """What the AdaTask scripts share: optimizers that record dominance, and their shares.
 
-All of them are RMSProp. In those with a weighting one second moment serves all terms,
-as the plain optimizer on the weighted sum of the losses has it; AdaTask has one each.
+All of them are RMSProp. With a weighting, one second moment serves all terms, as in the
+plain optimizer on the weighted sum of the losses; AdaTask has one for each term.
 """
 
 from typing import Any, NamedTuple

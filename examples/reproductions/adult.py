@@ -1,4 +1,4 @@
-"""Adult: from a file that is there, or downloaded once. Two labels for each person."""
+"""Adult: from a local file, or downloaded once. Each person has two labels."""
 
 import gzip
 from pathlib import Path

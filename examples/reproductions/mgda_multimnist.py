@@ -1,18 +1,19 @@
 """MGDA thesis, 3.1: two overlapping digits; inexact MGDA, with fixed and found bounds.
 
-Images of two overlapping MNIST digits (10,000 for training, 5,000 to be judged by), a
-shared encoder, a head of ten sigmoids for each digit, cross entropy, Nesterov's
-momentum 0.9. The thesis compares MGDA, inexact MGDA with a constant bound on the
-gradients' errors, which skips the steps that the bound makes doubtful, and adaptive
-MGDA, which finds the bound from each epoch's batches and multiplies it by lambda. It
-shows the accuracies as points of a picture and prints no number of them.
+The data are images of two overlapping MNIST digits (10,000 for training, 5,000 for the
+test). The network has a shared encoder and a head of ten sigmoids for each digit, with
+cross entropy and Nesterov's momentum 0.9. The thesis compares MGDA, inexact MGDA with a
+constant bound on the gradients' errors, which skips the steps that the bound makes
+doubtful, and adaptive MGDA, which finds the bound from each epoch's batches and
+multiplies it by lambda. It shows the accuracies as points in a figure and prints no
+numbers for them.
 
 Reported: the accuracy of both digits on test data, the share of the steps that were
-skipped, the errors found over the epochs, the weights over the steps. Beside the
+skipped, the errors found over the epochs, the weights over the steps. Besides the
 thesis's methods: the sum of the losses, the sum at the best of a few static weights,
 and each digit learned alone. The parameters of a method (rate, weights, bound) are
-chosen by the mean accuracy on 2,000 held-out images in the first seed; every value of
-a sweep is shown.
+chosen by the mean accuracy on 2,000 held-out images in the first seed; every value of a
+sweep is shown.
 
 The thesis leaves open: the batch, the sizes of the network (it shows that of Sener and
 Koltun), how the ten cross entropies of a digit become one loss, which parameters count

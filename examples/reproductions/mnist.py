@@ -1,4 +1,4 @@
-"""MNIST for the reproductions: from a file that is there, or downloaded once."""
+"""MNIST for the reproductions: from a local file, or downloaded once."""
 
 from pathlib import Path
 

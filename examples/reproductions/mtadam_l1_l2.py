@@ -1,4 +1,4 @@
-"""MTAdam, Fig. 1: one loss's gradients in the size of another's.
+"""MTAdam, Fig. 1: one loss's gradients at the size of another's.
 
 Fit ``a x + b x^2`` (a = 1.52, b = -0.29) with Adam under L1, under L2, and under L1
 whose gradient is scaled to the length of L2's. The paper shows a plot: L1 oscillates

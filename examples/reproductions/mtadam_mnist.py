@@ -7,7 +7,7 @@ batches of 64, the network of PyTorch's MNIST example (two convolutions, two den
 layers, dropout) and its standardised images. The test set is not weighted.
 
 A class has its own rows of the batch, so that ``value_and_row_grads`` finds the ten
-gradients for about the price of two.
+gradients at about the cost of two.
 
 The paper leaves open: the learning rates, and whether 100 runs share the weights. Here:
 1e-3 for Adam and MTAdam; for SGD with momentum (0.9) and RMSProp the best of a grid by

@@ -1,8 +1,8 @@
 """Three differential equations as loss terms: Poisson, Helmholtz, Burgers.
 
 A network u(x; params) is trained on the mean squares of the equation's residual at
-points of the inside, and of the error at points of the boundary (and of the first
-moment, for Burgers). Points are drawn anew for each step. The solutions are known:
+interior points, and of the error at points of the boundary (and of the initial time,
+for Burgers). Points are drawn anew for each step. The solutions are known:
 
   Poisson     -u_xx - u_yy = f on the unit square, u = sin(pi x) sin(pi y), zero on
               the edges; the residual's loss is multiplied by 1000, as if it were in

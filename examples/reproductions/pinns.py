@@ -1,9 +1,10 @@
 """Loss balancing on physics-informed networks: Poisson, Helmholtz, Burgers.
 
-The three problems stand in ``pde.py``. Not one paper's experiment: Helmholtz is the
-benchmark of Wang, Teng and Perdikaris (2021), Burgers that of Raissi, Perdikaris and
-Karniadakis (2019), with fewer steps and smaller networks than theirs, so that their
-figures cannot be set beside these. Reported: the relative L2 error of the solution.
+The three problems are in ``pde.py``. This is not one paper's experiment: Helmholtz is
+the benchmark of Wang, Teng and Perdikaris (2021), Burgers that of Raissi, Perdikaris
+and Karniadakis (2019), with fewer steps and smaller networks than theirs, so that their
+figures cannot be compared with these. The relative L2 error of the solution is
+reported.
 
 Chosen here, the same for every method: 3 hidden layers of 32, tanh; new random points
 in each step, 128 inside and 32 to 64 for each other term; 5000 steps; the learning rate

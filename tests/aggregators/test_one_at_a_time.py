@@ -1,4 +1,4 @@
-"""One term a step against M-ConFIG, with any weighting."""
+"""One term per step against M-ConFIG, with any weighting."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""States that are another's, and shapes that only a state can tell."""
+"""States of other transformations, and shapes that only a state reveals."""
 
 import jax
 import jax.numpy as jnp

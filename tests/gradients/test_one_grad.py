@@ -1,4 +1,4 @@
-"""The gradient of one term a step: which one, its value, and its price."""
+"""The gradient of one term per step: which one, its value, and its cost."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""A hyperparameter that is no number is refused by its name, in every factory."""
+"""A hyperparameter that is not a number is refused by name, in every factory."""
 
 import inspect
 

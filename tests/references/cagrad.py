@@ -3,7 +3,7 @@
 With d = g_0 + J^T z, the optimality conditions of max min g_i.d in the ball are:
 g_i.d = mu where z_i > 0, g_i.d >= mu elsewhere, and |J^T z| = c |g_0|. For a given
 set of active terms they are a linear system and one quadratic equation for mu. Zero
-gradients are left out of the minimum. Where no mu solves them (0 in the hull), the
+gradients are left out of the minimum. Where no mu solves them (0 in the hull), d is the
 projection of g_0 on {d : J d >= 0}.
 """
 

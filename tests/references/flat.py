@@ -1,4 +1,4 @@
-"""Between terms and leaves and the K x P matrix of the papers; plain descent."""
+"""Conversions between leaves and the papers' K x P matrix, and plain descent."""
 
 import numpy as np
 

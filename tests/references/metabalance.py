@@ -1,7 +1,8 @@
 """MetaBalance, Alg. 1 of He et al., with plain descent behind it.
 
-Of the authors' code (strategy C, norms from 0); where the main term has been silent
-in a layer so far, its gradients pass: the paper treats shared layers only.
+The form is that of the authors' code (strategy C, norms from 0). Where the main term
+has been silent in a layer so far, its gradients pass: the paper treats shared layers
+only.
 """
 
 import numpy as np

@@ -1,8 +1,7 @@
 """The min-norm point of a polytope, in float64: Wolfe's algorithm (1976).
 
-Another algorithm than the library's, on the vectors themselves and not on their
-gramian. P. Wolfe, "Finding the nearest point in a polytope", Mathematical
-Programming 11, 1976.
+It is a different algorithm from the library's, on the vectors and not on their gramian.
+P. Wolfe, "Finding the nearest point in a polytope", Mathematical Programming 11, 1976.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Jacobians that balancing methods meet, good-natured and not."""
+"""Jacobians that balancing methods meet, well-behaved and not."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Causal weights against their formula, and the order that they go by."""
+"""Causal weights against their formula, and the order that they follow."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Weights that stay as they are after a while."""
+"""Weights that are frozen after a number of steps."""
 
 import jax
 import jax.numpy as jnp

@@ -1,6 +1,6 @@
 """Losses of any size, and of zero, give finite weights in every method that reads them.
 
-Those that are not finite themselves are the matter of each method's own tests.
+Losses that are not finite are covered by each method's own tests.
 """
 
 import jax

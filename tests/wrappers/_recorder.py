@@ -1,4 +1,4 @@
-"""An inner transformation that notes what reaches it."""
+"""An inner transformation that records what reaches it."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""chain: optax.chain that refuses a chain without its one aggregator."""
+"""chain: an optax.chain that refuses a chain without exactly one aggregator."""
 
 import jax
 import jax.numpy as jnp
