@@ -61,7 +61,7 @@ _SEEN: ContextVar[Terms | None] = ContextVar("multiterm_optax terms", default=No
 def seen(losses: Any) -> Iterator[None]:
     """Says what the losses look like, as Terms, an array [K] or a tree; None: unseen.
 
-    What lies outside is not looked at, so that a function whose arguments hold the
+    An outer :func:`seen` does not count, so that a function whose arguments hold the
     losses depends on nothing but them.
     """
     token = _SEEN.set(of(losses))
@@ -93,7 +93,7 @@ def of(losses: Any) -> Terms | None:
 
 
 def abstract(num_terms: int) -> Terms:
-    """Terms of which nothing but their number is known, nor needed."""
+    """Terms of which only the number is known, and needed."""
     return Terms(jax.tree.structure(None), num_terms, abstract=True)
 
 

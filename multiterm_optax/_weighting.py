@@ -173,7 +173,7 @@ def method(
     ) -> tuple[Weights | Mixing, State]:
         if terms is None:
             terms = _named.of(losses)
-            # What a weighting of the user's own passes on may have had names before.
+            # A user's own weighting may pass on as an array what had names before.
             terms = None if terms is None or terms.names is None else terms
         with _named.seen(terms):
             return step(gramian, state, losses, present, others)

@@ -1,5 +1,5 @@
 # Longer than most: it reads a program, takes it apart, and runs what is left.
-"""Where parameters enter the linear program of the losses, and what is left of it.
+"""Where parameters enter the linear program of the losses, and what remains of it.
 
 The losses' tangents are a linear program of the parameters' tangents. A dense layer's
 matrix t enters it in one operation, ``y = x t`` with a constant x. With y as an input

@@ -55,7 +55,7 @@ def value_and_feature_grad(
 
     Raises:
       TypeError: z, a loss or a parameter is not real floating point.
-      ValueError: As :func:`value_and_weighted_grad`.
+      ValueError: As for :func:`value_and_weighted_grad`.
 
     Example:
       >>> import jax.numpy as jnp

@@ -49,8 +49,8 @@ def value_and_one_grad(
       step of all terms from it.
 
     Raises:
-      TypeError: As :func:`multiterm_optax.value_and_term_grads`, or ``step`` is not an
-        integer.
+      TypeError: As for :func:`multiterm_optax.value_and_term_grads`, or ``step`` is not
+        an integer.
       ValueError: There is no loss, or ``shares`` are not K numbers of at least 0.
 
     Example:

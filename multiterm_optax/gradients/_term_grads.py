@@ -99,8 +99,8 @@ def term_grads(
       A function that returns ``grads``, or ``(grads, aux)`` with ``has_aux``.
 
     Raises:
-      TypeError: As :func:`value_and_term_grads`.
-      ValueError: As :func:`value_and_term_grads`.
+      TypeError: As for :func:`value_and_term_grads`.
+      ValueError: As for :func:`value_and_term_grads`.
 
     Example:
       >>> import jax.numpy as jnp

@@ -23,8 +23,8 @@ def balance_by_norm(
     r"""Scales every term's gradient to the anchor term's size, in each group.
 
     Multiplies the gradients by the weights that :func:`multiterm_optax.by_norm` finds
-    for each group. A constant factor in front of all losses becomes a factor of the
-    result. A group where all terms but one are silent, as in a head, stays as it is.
+    for each group. A constant that multiplies all losses multiplies the result. A group
+    where all terms but one are silent, as in a head, stays as it is.
 
     Args:
       num_terms: K, the number of terms.
@@ -48,7 +48,7 @@ def balance_by_norm(
         axis.
 
     Source:
-      As :func:`multiterm_optax.by_norm`.
+      As for :func:`multiterm_optax.by_norm`.
 
     Example:
       >>> import jax.numpy as jnp

@@ -50,8 +50,9 @@ def lr_annealing(
       statistic: ``"mean"``: the mean of :math:`\lvert g_a \rvert`, not its maximum.
       anchor: The residual, by its index or by its name in the losses; 0 is the first
         of the sorted names.
-      plain: Whether :math:`\lambda_i` is left out of the mean. With it, as printed,
-        constant gradients lead to the *root* of their ratio; without it, to the ratio.
+      plain: Whether :math:`\lambda_i` is left out of the mean. With :math:`\lambda_i`
+        in it, as printed, constant gradients lead to the *root* of their ratio;
+        without, to the ratio.
 
     Returns:
       A transformation of updates, every leaf [K, \*p], that keeps their shapes and

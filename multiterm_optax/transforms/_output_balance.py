@@ -116,7 +116,7 @@ def output_balance(
 
 
 def _mean_over_rows(leaves: list[jax.Array], num_terms: int, name: str) -> Norms:
-    """The mean norm of the rows, of which every leaf has the same number."""
+    """The mean norm of the rows; every leaf has the same number of them."""
     rows = {leaf.shape[1] if leaf.ndim > 1 else None for leaf in leaves}
     if None in rows or len(rows) > 1:
         raise ValueError(

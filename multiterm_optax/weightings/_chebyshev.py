@@ -70,7 +70,7 @@ def chebyshev() -> Weighting:
         # What is zero up to rounding must have no weight, however short the gradient.
         rounding = 8 * jnp.finfo(weights.dtype).eps
         weights = jnp.where(weights > rounding, weights, 0)
-        # For the gradients as they are, and relative to the shortest.
+        # These are for the gradients as they are, relative to the shortest.
         shortest = jnp.min(jnp.where(silent, jnp.inf, lengths))
         weights = jnp.where(silent, 0, weights * (shortest / lengths))
         total = jnp.sum(weights)

@@ -117,7 +117,8 @@ def excess(learning_rate: Scalar = 0.01, floor: Any = None) -> Weighting:
         ratio = jnp.minimum(left, whole) / jnp.where(whole > 0, whole, 1)
         ratio = jnp.where(whole > 0, ratio, jnp.sign(left))
         ratio = jnp.clip(jnp.where(counted, ratio, 0), 0, 1)
-        # Relative to their mean, the logits stay small, and alike without absent terms.
+        # Relative to their mean, the logits stay small, and absent terms change
+        # nothing.
         among = problem._replace(present=counted)
         gap = jnp.where(counted, ratio - among.mean(ratio), 0)
         new = ExcessState(

@@ -64,7 +64,7 @@ def decompose(cosines: Gramian, lengths: Norms) -> Components:
         jnp.pad(identity, ((0, odd), (0, 0))),
     )
     # A row that is left out is a combination of the others. It is turned away from them
-    # until nothing is left of it, since the eigenvectors are to be exact.
+    # until nothing is left of it, since the eigenvectors must be exact.
     end = _orthogonal(start, resolution**2)
     lengths = jnp.sqrt(_squares(end))
     kept = lengths > (resolution / 2) ** 0.5

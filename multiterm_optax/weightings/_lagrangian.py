@@ -54,7 +54,8 @@ def lagrangian(
       learning_rate: :math:`\eta`.
       kp: :math:`\kappa_P`, not negative: the proportional part, which damps.
       nu: :math:`\nu`, in [0, 1): the decay rate of the violations' average.
-      rho: :math:`\rho`, not negative, of the augmented Lagrangian. 0: the plain one.
+      rho: :math:`\rho`, not negative, of the augmented Lagrangian. With 0 it is the
+        plain one.
 
     Returns:
       A :class:`multiterm_optax.Weighting` that reads the losses only; weights [K]. A

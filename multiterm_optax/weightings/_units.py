@@ -44,7 +44,7 @@ def divided(gramian: Gramian, lengths: Norms) -> Gramian:
 
 
 class Cosines(NamedTuple):
-    """A gramian taken apart, its diagonal to the last digit.
+    """A gramian taken apart, with its diagonal exact to the last digit.
 
     Attributes:
       cosines: The gramian of the gradients divided by their lengths, with ones on the

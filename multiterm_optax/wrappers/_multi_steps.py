@@ -1,5 +1,5 @@
 # Longer than most: means of gradients and of losses, with terms that may be absent.
-"""Accumulation over microbatches in front of a whole K -> 1 optimizer."""
+"""Accumulation over microbatches before a whole K -> 1 optimizer."""
 
 import operator
 from collections.abc import Callable

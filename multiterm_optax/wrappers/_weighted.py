@@ -1,4 +1,4 @@
-"""A weighting in front of an ordinary optimizer, which may ask to skip a step."""
+"""A weighting before an ordinary optimizer; it may ask to skip a step."""
 
 from functools import partial
 from typing import Any, NamedTuple, cast
