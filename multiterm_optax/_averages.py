@@ -1,4 +1,4 @@
-"""The newest value's share in a bias-corrected moving average."""
+"""Moving averages over the steps, and the ratios of sizes that they average."""
 
 from typing import Any
 
@@ -7,6 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
+
+# Ratios of two sizes are capped, so that their products with gradients stay finite.
+LARGEST = 1e30
+
+
+def ratio(numerators: jax.Array, *divisors: jax.Array) -> jax.Array:
+    """The quotient, at most ``LARGEST``; a divisor of 0 counts as 1."""
+    for divisor in divisors:
+        numerators = numerators / jnp.where(divisor > 0, divisor, 1)
+    return jnp.minimum(numerators, LARGEST)
 
 
 def newest_share(decay: Any, seen: Int[Array, " K"]) -> Float[Array, " K"]:

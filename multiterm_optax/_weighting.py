@@ -310,6 +310,37 @@ def weights_from(
     return mask_weights(present, weights), state
 
 
+def inside(weighting: Weighting, problem: Problem, state: Any) -> tuple[Any, Any]:
+    """One step of a weighting on the problem of another one that stands around it."""
+    products = problem.gramian
+    if products is None:
+        products = problem.squared_norms
+    return weights_from(
+        weighting,
+        products,
+        state,
+        problem.losses,
+        problem.present,
+        **problem.extra_args,
+    )
+
+
+def reads_of(weighting: Weighting) -> dict[str, Any]:
+    """What a weighting reads, as the arguments of :func:`method`."""
+    return {
+        "reads_gramian": weighting.reads_gramian,
+        "reads_norms": weighting.reads_norms,
+        "reads_losses": weighting.reads_losses,
+        "extra_args": extra_arguments(weighting),
+    }
+
+
+def stateless(num_terms: int) -> optax.EmptyState:
+    """The state of a method that remembers nothing and has nothing to check."""
+    del num_terms
+    return optax.EmptyState()
+
+
 def mask_weights(
     present: Bool[Array, " K"] | None, weights: Weights | Mixing
 ) -> Weights | Mixing:

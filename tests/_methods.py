@@ -63,6 +63,8 @@ class Method:
       signed: Weights may be negative, where the method goes uphill on purpose.
       digits: How near float32 comes to float64 over 36 orders of magnitude.
       pareto: It stops wherever no direction helps all terms, and promises no more.
+      converges: Whether it comes near the minimum behind Adam. If not, the battery
+        asks for finite parameters only, and the method's page says why.
       rate: The peak learning rate in the battery.
       nearness: How near it comes there to the minimum, relative to the start.
       relative: Fields of the state that compare the terms with one another: those of a
@@ -82,6 +84,7 @@ class Method:
     signed: bool = False
     digits: float = 1e-5
     pareto: bool = False
+    converges: bool = True
     rate: float = 0.1
     nearness: float = 1e-3
     relative: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ import optax
 from multiterm_optax import _checks, _lifting, _reweighting, _weighting
 from multiterm_optax._typing import Scalar, Weights
 from multiterm_optax._weighting import Problem, Weighting
-from multiterm_optax.transforms import _averages
+from multiterm_optax.transforms import _tracking
 
 
 def db_mtl(
@@ -67,11 +67,11 @@ def db_mtl(
         steps = count.astype(jnp.result_type(float)) + 1
         return 1 - decay * steps**-power
 
-    return _averages.in_turn(
+    return _tracking.in_turn(
         name,
         num_terms,
         _reweighting.reweight(_by_logarithm(eps, name), num_terms, "global", name),
-        _lifting.lift(_averages.track(rate), num_terms, name),
+        _lifting.lift(_tracking.track(rate), num_terms, name),
         _reweighting.reweight(_to_longest(name), num_terms, "global", name),
     )
 
@@ -86,7 +86,7 @@ def _by_logarithm(eps: Scalar, name: str) -> Weighting:
         smallest = jnp.finfo(sizes.dtype).tiny
         return jnp.where(sizes > 0, 1 / jnp.maximum(sizes, smallest), 0), state
 
-    return _weighting.method(name, _no_state, find, reads_losses=True)
+    return _weighting.method(name, _weighting.stateless, find, reads_losses=True)
 
 
 def _to_longest(name: str) -> Weighting:
@@ -100,9 +100,4 @@ def _to_longest(name: str) -> Weighting:
         longest = jnp.max(jnp.where(known, norms, 0))
         return jnp.where(known, longest / jnp.where(known, norms, 1), 1), state
 
-    return _weighting.method(name, _no_state, find, reads_norms=True)
-
-
-def _no_state(num_terms: int) -> optax.EmptyState:
-    del num_terms
-    return optax.EmptyState()
+    return _weighting.method(name, _weighting.stateless, find, reads_norms=True)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from multiterm_optax import _checks, _stages, _terms
+from multiterm_optax import _averages, _checks, _stages, _terms
 from multiterm_optax._stages import Step
 from multiterm_optax.transforms import _statistics
 
@@ -103,13 +103,13 @@ def dual_balanced(
         seen = jnp.asarray(optax.safe_increment(state.seen))
         count = seen.astype(losses.dtype)
         average = state.losses + (losses - state.losses) / count
-        total = jnp.sum(jnp.where(known, _statistics.ratio(size, means), 0))
+        total = jnp.sum(jnp.where(known, _averages.ratio(size, means), 0))
         # A loss that has always been zero is neither hard nor easy.
-        left = jnp.where(average > 0, _statistics.ratio(losses, average), 1)
+        left = jnp.where(average > 0, _averages.ratio(losses, average), 1)
         left = jnp.where(known, left, 0)
         every = jnp.sum(left)
         shares = jnp.where(every > 0, left / jnp.where(every > 0, every, 1), 0)
-        found = jnp.minimum(total, _statistics.LARGEST) * shares
+        found = jnp.minimum(total, _averages.LARGEST) * shares
         # The 1 before the first step is not part of the mean.
         before = jnp.where(state.seen > 0, state.averages, 0)
         moved = before + (found.astype(losses.dtype) - before) / count

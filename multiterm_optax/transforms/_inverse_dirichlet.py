@@ -81,7 +81,7 @@ def inverse_dirichlet(
         spreads = _statistics.deviation(leaves, num_terms)
         most = jnp.max(spreads)
         known = (spreads > 0) & jnp.isfinite(most)
-        found = _statistics.ratio(most, spreads)
+        found = _averages.ratio(most, spreads)
         moved = _averages.toward(decay, found, old, known)
         averages = _terms.keep_absent(step.present, moved, old)
         scaled = jax.tree.map(partial(_terms.scale, averages), step.updates)

@@ -96,7 +96,7 @@ def lr_annealing(
         chosen = _checks.term_at(anchor, "anchor", name, num_terms)
         size = sizes[chosen]
         known = (size > 0) & (means > 0) & jnp.isfinite(size) & jnp.isfinite(means)
-        found = _statistics.ratio(size, means, *(() if plain else (old,)))
+        found = _averages.ratio(size, means, *(() if plain else (old,)))
         moved = _averages.toward(decay, found, old, known)
         moved = jnp.where(jnp.arange(num_terms) == chosen, 1, moved)
         averages = _terms.keep_absent(step.present, moved, old)

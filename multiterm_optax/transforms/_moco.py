@@ -13,7 +13,7 @@ import optax
 from multiterm_optax import _checks, _lifting, _reweighting, _weighting
 from multiterm_optax._typing import Scalar, Weights
 from multiterm_optax._weighting import Problem, Weighting
-from multiterm_optax.transforms import _averages, _simplex
+from multiterm_optax.transforms import _simplex, _tracking
 
 
 class MoCoState(NamedTuple):
@@ -82,9 +82,9 @@ def moco(
     _simplex.check_rate(gamma, "gamma", name)
     _checks.non_negative(rho, "rho", name)
 
-    track = _averages.track(lambda count: _simplex.rate_at(beta, count))
+    track = _tracking.track(lambda count: _simplex.rate_at(beta, count))
     weighting = _descending(gamma, rho, name)
-    return _averages.in_turn(
+    return _tracking.in_turn(
         name,
         num_terms,
         _lifting.lift(track, num_terms, name),

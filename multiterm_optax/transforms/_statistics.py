@@ -13,9 +13,6 @@ from jaxtyping import Array, Float, Shaped
 from multiterm_optax import _shardings
 from multiterm_optax._terms import accumulator_dtype
 
-# Ratios of two of them are capped, so that their products with gradients stay finite.
-LARGEST = 1e30
-
 Leaves = Sequence[Shaped[Array, "K ..."]]
 ByTerm = Float[Array, " K"]
 
@@ -40,13 +37,6 @@ def deviation(leaves: Leaves, num_terms: int) -> ByTerm:
     middle = _mean(scaled, num_terms)
     squares = [jnp.square(leaf - _over(middle, leaf)) for leaf in scaled]
     return jax.lax.stop_gradient(units * jnp.sqrt(_mean(squares, num_terms)))
-
-
-def ratio(numerators: jax.Array, *divisors: jax.Array) -> jax.Array:
-    """The quotient, at most ``LARGEST``; a divisor of 0 counts as 1."""
-    for divisor in divisors:
-        numerators = numerators / jnp.where(divisor > 0, divisor, 1)
-    return jnp.minimum(numerators, LARGEST)
 
 
 def _mean(leaves: Leaves, num_terms: int) -> ByTerm:

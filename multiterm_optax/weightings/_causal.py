@@ -48,10 +48,6 @@ def causal(tol: Scalar = 1.0) -> Weighting:
     name = "causal"
     _checks.non_negative(tol, "tol", name)
 
-    def init(num_terms: int) -> optax.EmptyState:
-        del num_terms
-        return optax.EmptyState()
-
     def find(
         problem: Problem, state: optax.EmptyState
     ) -> tuple[Weights, optax.EmptyState]:
@@ -61,4 +57,4 @@ def causal(tol: Scalar = 1.0) -> Weighting:
         before = jnp.concatenate([jnp.zeros_like(sizes[:1]), jnp.cumsum(sizes)[:-1]])
         return jnp.exp(-tol * _losses.bounded(before)).astype(sizes.dtype), state
 
-    return _weighting.method(name, init, find, reads_losses=True)
+    return _weighting.method(name, _weighting.stateless, find, reads_losses=True)

@@ -77,17 +77,7 @@ def cr_mogm(weighting: Weighting, decay: Scalar = 0.9) -> Weighting:
     def find(
         problem: Problem, state: CRMOGMState
     ) -> tuple[Weights | Mixing, CRMOGMState]:
-        products = problem.gramian
-        if products is None:
-            products = problem.squared_norms
-        found, inner = _weighting.weights_from(
-            weighting,
-            products,
-            state.weighting,
-            problem.losses,
-            problem.present,
-            **problem.extra_args,
-        )
+        found, inner = _weighting.inside(weighting, problem, state.weighting)
         dtype = state.average.dtype
         keep = jnp.asarray(decay, dtype)
         # An absent term or a skipped step leaves the average alone.
@@ -108,9 +98,6 @@ def cr_mogm(weighting: Weighting, decay: Scalar = 0.9) -> Weighting:
         name,
         init,
         find,
-        reads_gramian=weighting.reads_gramian,
-        reads_norms=weighting.reads_norms,
-        reads_losses=weighting.reads_losses,
-        extra_args=_weighting.extra_arguments(weighting),
+        **_weighting.reads_of(weighting),
         by_term=("average", "initial"),
     )

@@ -78,17 +78,7 @@ def frozen(weighting: Weighting, steps: int) -> Weighting:
         problem: Problem, state: FrozenState
     ) -> tuple[Weights | Mixing, FrozenState]:
         def search() -> tuple[Weights | Mixing, Any]:
-            products = problem.gramian
-            if products is None:
-                products = problem.squared_norms
-            weights, inner = _weighting.weights_from(
-                weighting,
-                products,
-                state.weighting,
-                problem.losses,
-                problem.present,
-                **problem.extra_args,
-            )
+            weights, inner = _weighting.inside(weighting, problem, state.weighting)
             weights = weights.astype(state.held.dtype)
             if problem.present is not None:
                 own = _weighting.mask_weights(problem.present, jnp.ones_like(weights))
@@ -105,9 +95,6 @@ def frozen(weighting: Weighting, steps: int) -> Weighting:
         name,
         init,
         find,
-        reads_gramian=weighting.reads_gramian,
-        reads_norms=weighting.reads_norms,
-        reads_losses=weighting.reads_losses,
-        extra_args=_weighting.extra_arguments(weighting),
+        **_weighting.reads_of(weighting),
         by_term=("held",),
     )

@@ -41,10 +41,6 @@ def geometric_mean() -> Weighting:
       [5.0, 0.05]
     """
 
-    def init(num_terms: int) -> optax.EmptyState:
-        del num_terms
-        return optax.EmptyState()
-
     def find(
         problem: Problem, state: optax.EmptyState
     ) -> tuple[Weights, optax.EmptyState]:
@@ -52,4 +48,6 @@ def geometric_mean() -> Weighting:
         sizes = jnp.where(finite, jnp.abs(problem.losses), 0)
         return _sizes.inverse(problem, sizes) / problem.num_present, state
 
-    return _weighting.method("geometric_mean", init, find, reads_losses=True)
+    return _weighting.method(
+        "geometric_mean", _weighting.stateless, find, reads_losses=True
+    )

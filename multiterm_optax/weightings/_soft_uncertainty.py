@@ -46,10 +46,6 @@ def soft_uncertainty(temperature: Scalar) -> Weighting:
     name = "soft_uncertainty"
     _checks.in_range(temperature, "temperature", name, low=0.0, open_low=True)
 
-    def init(num_terms: int) -> optax.EmptyState:
-        del num_terms
-        return optax.EmptyState()
-
     def find(
         problem: Problem, state: optax.EmptyState
     ) -> tuple[Weights, optax.EmptyState]:
@@ -61,4 +57,4 @@ def soft_uncertainty(temperature: Scalar) -> Weighting:
         scores = (inverse - problem.largest(inverse)) / temperature
         return _losses.softmax(problem, scores).astype(sizes.dtype), state
 
-    return _weighting.method(name, init, find, reads_losses=True)
+    return _weighting.method(name, _weighting.stateless, find, reads_losses=True)

@@ -10,7 +10,7 @@ from tests.weightings import _awkward
 
 # Where the sum that divides its weights is near zero its steps are as long as the
 # formula says. Adam remembers them for long, and in the battery it need not arrive.
-METHODS = {"imtl_g": Method(imtl_g, nearness=10.0)}
+METHODS = {"imtl_g": Method(imtl_g, converges=False)}
 BATCH = len(_awkward.ROWS)
 
 solve = _awkward.batched(imtl_g())
