@@ -37,8 +37,6 @@ METHODS = {
     # Stopped in the second epoch, whose bounds come from the first.
     "adaptive_mgda": mt.adaptive_mgda(ADAM, K, steps_per_epoch=5),
     "weighted softadapt": mt.weighted(mt.softadapt(history=3), ADAM, K),
-    "reweight softadapt": summed(mt.reweight(mt.softadapt(history=3), K)),
-    "weighted gradnorm": mt.weighted(mt.gradnorm(), ADAM, K),
     "reweight gradnorm": summed(mt.reweight(mt.gradnorm(), K, groups="leaf")),
     "weighted pcgrad": mt.weighted(mt.pcgrad(jax.random.key(3)), ADAM, K),
     "grad_drop": optax.chain(mt.grad_drop(jax.random.key(4)), ADAM),

@@ -15,6 +15,17 @@ from tests.test_docs import DOCS, python_blocks, run
 
 STAGES = sorted(path for path in (DOCS / "stages").glob("*.md") if path.stem != "index")
 RECIPES = sorted((DOCS / "recipes").glob("*.md"))
+# Programs that take longest to compile, of stages that shorter pages and the tests of
+# these stages use, too.
+LONG = {
+    "equinox",
+    "line_searches",
+    "lora",
+    "own_parameters",
+    "pareto_sweep",
+    "popart_and_rewards",
+    "production",
+}
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
@@ -62,7 +73,14 @@ def names(tmp_path_factory):
     return names_of
 
 
-@pytest.mark.parametrize("page", RECIPES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page.stem in LONG else ())
+        for page in RECIPES
+    ],
+    ids=lambda page: page.stem,
+)
 def test_recipe_runs_as_pasted(page, names):
     if "import equinox" in page.read_text("utf-8"):
         pytest.importorskip("equinox")
@@ -159,6 +177,7 @@ def test_methods_keep_what_the_table_says(method, field, shape):
             mt.metrics.read(state, "weights")
 
 
+@pytest.mark.slow
 def test_sweep_trades_one_term_for_the_other(names):
     found = names("pareto_sweep")
     fronts = {name: np.asarray(losses) for name, losses in found["fronts"].items()}
@@ -207,6 +226,7 @@ def test_weights_of_points_train_and_follow_the_residuals(names):
     assert 0 < np.min(weights) < 0.5 * np.max(weights) < 5
 
 
+@pytest.mark.slow
 def test_popart_learns_both_scales_and_the_policy_serves_both_rewards(names):
     found = names("popart_and_rewards")
     assert np.max(found["errors"]) < 1e-4
@@ -214,6 +234,7 @@ def test_popart_learns_both_scales_and_the_policy_serves_both_rewards(names):
     np.testing.assert_array_less(0.65 * best, found["rewards"] @ found["shares"])
 
 
+@pytest.mark.slow
 def test_sweep_with_balanced_weights_as_its_note_says(names):
     """``mtadam(weights=...)`` with traced weights, under vmap."""
     losses_fn = names("pareto_sweep")["losses_fn"]

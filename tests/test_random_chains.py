@@ -268,7 +268,7 @@ def run(update, state, params, history, losses, **extra):
 # --- properties ----------------------------------------------------------------------
 
 
-@examples(15)
+@examples(10)
 @given(
     chain=chains(),
     tree=trees(["float32", "bfloat16", "float16"]),
@@ -300,7 +300,7 @@ def test_shapes_dtypes_and_states(chain, tree, terms, masked, with_params):
     assert_param_shapes(step(chain.make(order)), tree)
 
 
-@examples(6)
+@examples(4)
 @given(
     chain=chains(),
     tree=trees(["float64"]),
@@ -362,7 +362,7 @@ def test_eager_is_jitted(chain, terms):
         assert_close(eager_state, jitted_state, rtol=1e-9)
 
 
-@examples(6)
+@examples(4)
 @given(chain=chains(), terms=st.integers(2, 6), silent=st.integers(0, 5))
 def test_a_zero_gradient_stays_zero_to_the_aggregator(chain, terms, silent):
     silent %= terms
@@ -378,7 +378,7 @@ def test_a_zero_gradient_stays_zero_to_the_aggregator(chain, terms, silent):
     assert_zero(jax.tree.map(lambda u: np.asarray(u)[silent], found))
 
 
-@examples(8)
+@examples(5)
 @given(chain=chains(), tree=trees(["float64"]), seed=st.integers(0, 2**16))
 def test_one_term_is_what_optax_makes_of_it(chain, tree, seed):
     if chain.aggregator.sharp:

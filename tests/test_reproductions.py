@@ -10,8 +10,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "examples" / "reproductions"
-# The others have many programs to compile, or run below as a whole.
-QUICK = {"softadapt_autoencoder", "softadapt_functions"}
 
 
 def run(name, out, *options):
@@ -29,13 +27,10 @@ def names():
     )
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-        for name in names()
-    ],
-)
+# By default one script runs, below, with all of its steps: each of the others takes
+# longer to compile than to train.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", names())
 def test_short_run(name, tmp_path):
     run(name, tmp_path, "--short")
     saved = {path.name for path in tmp_path.iterdir()}

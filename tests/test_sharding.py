@@ -136,9 +136,11 @@ def on_one_device():
 
 # By default tests/optimizers/test_battery.py traces the other methods on explicit axes,
 # and with absent terms two more are compared below; adaptive_mgda runs there with FSDP.
-EXPLICIT = {"mtadam", "grad_drop"}
-# Its mixing is "reweight mixing" below, its draws are a key's, as those of grad_drop.
-REPEATS = {"pcgrad"}
+EXPLICIT = {"mtadam"}
+# The mixing of pcgrad is "reweight mixing" below, and its draws are those of a key, as
+# grad_drop's are. The balance of metabalance is the one of mtadam, and the weights of
+# softadapt are laid over devices below.
+REPEATS = {"pcgrad", "metabalance", "weighted softadapt"}
 RUNS = [
     *(
         pytest.param(
@@ -346,13 +348,21 @@ STAGES = {
 }
 # On automatic axes these gather the terms, and MGDA's solver is laid over devices, too.
 GATHER = ("reweight mgda", "reweight mixing")
+# One stage that keeps the terms and one that removes them; the others go the same way.
+AUTO = ("balance_by_norm", "scale_by_max_adam")
 
 
 @pytest.mark.parametrize(
     ("stage", "types"),
     [
         *((stage, "explicit") for stage in STAGES),
-        *((stage, "auto") for stage in STAGES if stage not in GATHER),
+        *(
+            pytest.param(
+                *(stage, "auto"), marks=() if stage in AUTO else pytest.mark.slow
+            )
+            for stage in STAGES
+            if stage not in GATHER
+        ),
     ],
 )
 def test_terms_over_devices(stage, types):
@@ -418,7 +428,9 @@ def weights_first_on_one_device():
     return jax.jit(single.update)(single.init(K), start(), rows())
 
 
-@pytest.mark.parametrize("gramian", [None, "leaf", "stack", "forward"])
+@pytest.mark.parametrize(
+    "gramian", [None, "leaf", pytest.param("stack", marks=pytest.mark.slow), "forward"]
+)
 def test_weights_first_on_explicit_axes(gramian):
     mesh = mesh_of("explicit")
     _, expected, expected_state = weights_first_on_one_device()
