@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from multiterm_optax import _checks, _stages, _terms
+from multiterm_optax import _checks, _shardings, _stages, _terms
 from multiterm_optax._stages import Step
 
 
@@ -24,6 +24,7 @@ def lift(
         step: Step, state: optax.OptState
     ) -> tuple[optax.Updates, optax.OptState]:
         _checks.state_by_term(state, name, num_terms)
+        state = _shardings.terms_as(step.updates, state)
 
         def one_term(update: optax.Updates, one_state: optax.OptState) -> Any:
             extra_args = step.forwarded(present=None)

@@ -45,3 +45,16 @@ def on_one_device(leaf: TermLeaf) -> TermLeaf:
             rest[axis] = names
             break
     return jax.sharding.reshard(leaf, sharding(leaf, None, *rest))
+
+
+def terms_as(updates: Any, state: Any) -> Any:
+    """Spreads the terms of a state over devices as those of the updates."""
+    leaves = [leaf for leaf in jax.tree.leaves(updates) if over_devices(leaf)]
+    if not leaves:
+        return state
+    names, *_ = spec(leaves[0])
+
+    def spread(leaf: Array) -> Array:
+        return jax.sharding.reshard(leaf, sharding(leaves[0], names, *spec(leaf)[1:]))
+
+    return jax.tree.map(spread, state)

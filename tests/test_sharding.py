@@ -342,6 +342,8 @@ STAGES = {
     "reweight mgda": lambda: mt.reweight(mt.mgda(), DEVICES),
     "reweight softadapt": lambda: mt.reweight(mt.softadapt(), DEVICES),
     "reweight mixing": lambda: mt.reweight(mixing(), DEVICES),
+    # It has a counter for each term, too, which no parameter lays out.
+    "per_term adam": lambda: mt.per_term(optax.scale_by_adam(), DEVICES),
     "scale_by_max_adam": lambda: mt.scale_by_max_adam(DEVICES),
     "sum_terms": lambda: mt.sum_terms(),
     "weighted": lambda: mt.weighted(mt.softadapt(), optax.sgd(1e-2), DEVICES),
