@@ -80,7 +80,9 @@ class Recorder:
 # --- the examples as a user runs them ----------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["flax_nnx", "flax_linen"])
+@pytest.mark.parametrize(
+    "name", ["flax_nnx", pytest.param("flax_linen", marks=pytest.mark.slow)]
+)
 def test_example_trains_every_term_and_stays_short(name, monkeypatch):
     path = ROOT / "examples" / f"{name}.py"
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 63
