@@ -27,9 +27,11 @@ def names():
     )
 
 
-# By default one script runs, below, with all of its steps: each of the others takes
-# longer to compile than to train.
-@pytest.mark.slow
+# Each takes longer to compile than to train. That they start, and what they take, is
+# told by default in tests/test_examples.py.
+pytestmark = pytest.mark.slow
+
+
 @pytest.mark.parametrize("name", names())
 def test_short_run(name, tmp_path):
     run(name, tmp_path, "--short")
