@@ -24,6 +24,7 @@ from tests._asserts import assert_different, assert_identical, assert_same_signa
 
 ROOT = Path(__file__).resolve().parent.parent
 K, STOP, END = 3, 7, 11
+DEVICE = jax.devices()[0]
 ADAM = optax.adam(1e-2)
 
 
@@ -58,7 +59,8 @@ def start(tx):
         "in": jax.random.normal(keys[0], (4, 5)),
         "out": (jax.random.normal(keys[1], (5, K)), jnp.zeros(K)),
     }
-    return {"params": params, "state": tx.init(params)}
+    # On a named device, as what is restored: the same compiled step then serves both.
+    return jax.device_put({"params": params, "state": tx.init(params)}, DEVICE)
 
 
 def start_all():
@@ -146,6 +148,7 @@ def test_the_state_is_needed_to_go_on(runs, name):
     (stopped, ended, _), _ = runs
     params = stopped[name]["params"]
     forgetful = {"params": params, "state": METHODS[name].init(params)}
+    forgetful = jax.device_put(forgetful, DEVICE)
     forgetful = advance(forgetful, name, STOP, END)
     assert_different(forgetful["params"], ended[name]["params"])
 
