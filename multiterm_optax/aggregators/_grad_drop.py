@@ -34,8 +34,8 @@ def grad_drop(
 
     .. math::
 
-      P &= \frac12 \Bigl(1 + \frac{\sum_i g_i}{\sum_i \lvert g_i \rvert}\Bigr), \qquad
-      M_i = \begin{cases} [g_i > 0] & f(P) > U \\ [g_i < 0] & \text{otherwise}
+      P &= \frac12 \Bigl(1 + \frac{\sum_i g_i}{\sum_i \lvert g_i \rvert}\Bigr), \\
+      M_i &= \begin{cases} [g_i > 0] & f(P) > U \\ [g_i < 0] & \text{otherwise}
       \end{cases}, \\
       u &= \sum_i \bigl(\ell_i + (1 - \ell_i) M_i\bigr) g_i .
 
