@@ -45,19 +45,16 @@ def step_on_losses(state, *batch):
     return apply_gradients(state, grads, losses=losses), losses
 
 
-def train(tx, train_step, steps=100):
-    images, labels = load_digits(return_X_y=True)
-    params, losses = Net().init(jax.random.key(0), images[:1]), {}
-    state = TrainState.create(apply_fn=Net().apply, params=params, tx=tx)
-    for rows in jax.random.randint(jax.random.key(1), (steps, 70), 0, 1400):
-        state, losses = train_step(state, images[rows], labels[rows])
-    logits, _, _ = state.apply_fn(state.params, images[1400:])
-    return losses | {"accuracy": jnp.mean(logits.argmax(-1) == labels[1400:])}
-
-
 if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__).parse_args()
+    images, labels = load_digits(return_X_y=True)
     mtadam = mt.mtadam(1e-2, num_terms=3)
     gradnorm = mt.weighted(mt.gradnorm(), optax.adam(1e-2), num_terms=3)
     for name, tx, f in ("MTAdam", mtadam, step), ("GradNorm", gradnorm, step_on_losses):
-        print(name, *(f"{term} {x:.3f}" for term, x in train(tx, f).items()))
+        params, losses = Net().init(jax.random.key(0), images[:1]), {}
+        state = TrainState.create(apply_fn=Net().apply, params=params, tx=tx)
+        for rows in jax.random.randint(jax.random.key(1), (100, 70), 0, 1400):
+            state, losses = f(state, images[rows], labels[rows])
+        logits, _, _ = state.apply_fn(state.params, images[1400:])
+        losses |= {"accuracy": jnp.mean(logits.argmax(-1) == labels[1400:])}
+        print(name, *(f"{term} {x:.3f}" for term, x in losses.items()))

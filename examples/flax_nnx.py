@@ -45,19 +45,16 @@ def train_step(model, optimizer, images, labels):
     return losses
 
 
-def train(tx, steps=100):
-    images, labels = load_digits(return_X_y=True)
-    model, losses = Net(nnx.Rngs(0)), {}
-    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
-    for rows in np.random.default_rng(0).integers(1400, size=(steps, 70)):
-        losses = train_step(model, optimizer, images[rows], labels[rows])
-    model.eval()
-    right = model(images[1400:])[0].argmax(-1) == labels[1400:]
-    return losses | {"accuracy": right.mean()}
-
-
 if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__).parse_args()
+    images, labels = load_digits(return_X_y=True)
     gradnorm = mt.weighted(mt.gradnorm(), optax.adam(1e-2), num_terms=3)
     for name, tx in {"MTAdam": mt.mtadam(1e-2, 3), "GradNorm": gradnorm}.items():
-        print(name, *(f"{term} {x:.3f}" for term, x in train(tx).items()))
+        model, losses = Net(nnx.Rngs(0)), {}
+        optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+        for rows in np.random.default_rng(0).integers(1400, size=(100, 70)):
+            losses = train_step(model, optimizer, images[rows], labels[rows])
+        model.eval()
+        right = model(images[1400:])[0].argmax(-1) == labels[1400:]
+        losses |= {"accuracy": right.mean()}
+        print(name, *(f"{term} {x:.3f}" for term, x in losses.items()))

@@ -39,6 +39,7 @@ GRIDS = {
     optax.sgd: (0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
     optax.adam: (3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1),
 }
+STYLES = ("-", "--", "-.", ":")  # the lines differ in more than their colour
 COLUMNS = ("mean", "worst tenth", "easiest half", "raised, %", "accuracy, %")
 
 
@@ -112,11 +113,12 @@ def draw(curves, best, path):
         for k, (method, rate) in enumerate(best.items()):
             logs = np.log10(np.maximum(curves[method, rate][..., i], 1e-8))
             mean, spread = logs.mean(axis=0), logs.std(axis=0)
-            ax.plot(10**mean, color=f"C{k}", label=f"{method}, rate {rate:g}")
+            look = {"color": f"C{k}", "linestyle": STYLES[k]}
+            ax.plot(10**mean, **look, lw=2, label=f"{method}, rate {rate:g}")
             band = 10 ** (mean + np.multiply.outer([-1, 1], spread))
             ax.fill_between(range(len(mean)), *band, color=f"C{k}", alpha=0.15, lw=0)
         ax.set(title=f"Training loss, {COLUMNS[i]}", xlabel="epoch", yscale="log")
-    figure.axes[0].legend(frameon=False)
+    figure.axes[0].legend(frameon=False, handlelength=3.5)
     figure.savefig(path)
 
 

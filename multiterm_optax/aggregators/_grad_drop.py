@@ -34,9 +34,9 @@ def grad_drop(
 
     .. math::
 
-      P &= \frac12 \Bigl(1 + \frac{\sum_i g_i}{\sum_i \lvert g_i \rvert}\Bigr), \qquad
-      M_i = \begin{cases} [g_i > 0] & f(P) > U \\ [g_i < 0] & \text{otherwise}
-      \end{cases}, \\
+      P &= \frac12 \Bigl(1 + \frac{\sum_i g_i}{\sum_i \lvert g_i \rvert}\Bigr), \\[1ex]
+      M_i &= \begin{cases} [g_i > 0] & f(P) > U \\ [g_i < 0] & \text{otherwise}
+      \end{cases}, \\[1ex]
       u &= \sum_i \bigl(\ell_i + (1 - \ell_i) M_i\bigr) g_i .
 
     Args:

@@ -33,7 +33,7 @@ class OneAtATimeState(NamedTuple):
 def one_at_a_time(
     weighting: Weighting, num_terms: int, decay: Scalar = 0.9
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Weighs and sums momenta, so that a step needs the gradient of one term only.
+    r"""Weights and sums momenta, so that a step needs the gradient of one term only.
 
     Each present term moves its :math:`m_i \leftarrow \beta m_i + (1 - \beta) \, g_i`,
     from 0, and counts its steps :math:`t_i`. The step is made of all terms seen so far:

@@ -51,8 +51,8 @@ def ladatask_rmsprop(
 
     .. math::
 
-      C_i &\leftarrow \gamma C_i + (1 - \gamma) \sum_{j \in \ell} g_{i,j}^2, \qquad
-      G \leftarrow \gamma G + (1 - \gamma) \sum_i g_i^2, \\
+      C_i &\leftarrow \gamma C_i + (1 - \gamma) \sum_{j \in \ell} g_{i,j}^2, \\
+      G &\leftarrow \gamma G + (1 - \gamma) \sum_i g_i^2, \\
       G_i &= \frac{C_i}{\sum_k C_k} \, G, \qquad
       \theta \leftarrow \theta - \alpha \sum_i \frac{g_i}{\sqrt{G_i} + \epsilon} .
 

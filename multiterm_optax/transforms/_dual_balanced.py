@@ -30,7 +30,7 @@ class DualBalancedState(NamedTuple):
 def dual_balanced(
     num_terms: int, *, anchor: int | str = 0
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Weighs conditions against the residual, and among themselves (DB-PINN).
+    r"""Weights conditions against the residual, and among themselves (DB-PINN).
 
     The anchor :math:`a` keeps the weight 1. The conditions, all other terms, get one
     weight from the gradients, shared out by each loss over its mean so far:

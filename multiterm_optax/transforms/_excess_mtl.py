@@ -31,15 +31,15 @@ class ExcessMTLState(NamedTuple):
 def excess_mtl(
     num_terms: int, eta: Scalar = 0.01, *, eps: Scalar = 0.0
 ) -> optax.GradientTransformationExtraArgs:
-    r"""ExcessMTL: weighs each term by an estimate of how much it can still improve.
+    r"""ExcessMTL: weights each term by an estimate of how much it can still improve.
 
     Element by element, where the excess risk :math:`e_i` is a sum over all elements,
 
     .. math::
 
-      S_i \leftarrow S_i + g_i^2, \quad
-      e_i = \sum \frac{g_i^2}{\sqrt{S_i + \epsilon}}, \quad
-      w_i \leftarrow w_i \exp\Bigl( \eta \, \frac{e_i}{e_{i,0}} \Bigr), \quad
+      S_i &\leftarrow S_i + g_i^2, \qquad
+      e_i = \sum \frac{g_i^2}{\sqrt{S_i + \epsilon}}, \\
+      w_i &\leftarrow w_i \exp\Bigl( \eta \, \frac{e_i}{e_{i,0}} \Bigr), \qquad
       g_i \leftarrow w_i g_i .
 
     The first step sets :math:`e_{i,0}` and has :math:`w_i = 1`; the weights sum to K.

@@ -27,7 +27,7 @@ class InverseDirichletState(NamedTuple):
 def inverse_dirichlet(
     num_terms: int, decay: Scalar = 0.5
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Weighs the terms so that their gradients spread alike over the parameters.
+    r"""Weights the terms so that their gradients spread alike over the parameters.
 
     With the standard deviation over all elements of a gradient,
 

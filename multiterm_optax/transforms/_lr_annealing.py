@@ -32,7 +32,7 @@ def lr_annealing(
     anchor: int | str = 0,
     plain: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Weighs the terms so that their gradients match the residual's (LR annealing).
+    r"""Weights the terms so that their gradients match the residual's (LR annealing).
 
     The anchor :math:`a` keeps the weight 1; the others get, from the old
     :math:`\lambda_i`,

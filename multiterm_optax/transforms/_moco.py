@@ -42,8 +42,8 @@ def moco(
 
       y_i &\leftarrow y_i - \beta_t \, (y_i - g_i), \\
       \lambda &\leftarrow \Pi_\Delta \bigl( \lambda -
-        \gamma_t \, (Y Y^\top + \rho I) \, \lambda \bigr), \qquad
-      g_i \leftarrow \lambda_i y_i ,
+        \gamma_t \, (Y Y^\top + \rho I) \, \lambda \bigr), \\
+      g_i &\leftarrow \lambda_i y_i ,
 
     with :math:`y_i = 0` and :math:`\lambda_i = 1/K` before the first step and the
     projection :math:`\Pi_\Delta` on the simplex.

@@ -10,7 +10,7 @@ from multiterm_optax._weighting import Weighting
 def reweight(
     weighting: Weighting, num_terms: int, groups: Groups = "global"
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Weighs the terms by a weighting: :math:`g_i \leftarrow w_i g_i`.
+    r"""Multiplies each term by a weighting's weight: :math:`g_i \leftarrow w_i g_i`.
 
     A weighting that returns a mixing matrix gives
     :math:`g_i \leftarrow \sum_j W_{ij} g_j`. The gramian

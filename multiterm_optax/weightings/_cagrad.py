@@ -30,7 +30,7 @@ def cagrad(c: Scalar = 0.5, rescale: bool | Literal["linear"] = False) -> Weight
     .. math::
 
       d = \arg\max_d \min_i \, g_i \cdot d
-        \quad\text{with}\quad \lVert d - g_0 \rVert \le c \lVert g_0 \rVert .
+        \qquad\text{with } \lVert d - g_0 \rVert \le c \lVert g_0 \rVert .
 
     The weights need not sum to 1: ``c = 0`` gives :func:`equal`, the mean of the
     losses, and terms that agree give :math:`(1+c) g_0`. Terms whose gradient is zero

@@ -41,7 +41,7 @@ def upgrad(preference: Any = None, *, rows: bool = False) -> Weighting:
 
       d = \sum_i u_i \, \pi(g_i), \qquad
       \pi(g) = \arg\min_{x} \lVert x - g \rVert^2
-      \quad \text{with } g_j \cdot x \ge 0 \text{ for all } j .
+      \qquad \text{with } g_j \cdot x \ge 0 \text{ for all } j .
 
     The direction conflicts with no term, :math:`g_j \cdot d \ge 0`. If no two gradients
     conflict, it is :math:`\sum_i u_i g_i`.
@@ -92,7 +92,7 @@ def dual_proj(preference: Any = None) -> Weighting:
     .. math::
 
       d = \arg\min_{x} \Bigl\lVert x - \sum_i u_i g_i \Bigr\rVert^2
-      \quad \text{with } g_j \cdot x \ge 0 \text{ for all } j .
+      \qquad \text{with } g_j \cdot x \ge 0 \text{ for all } j .
 
     A weighted gradient that conflicts with no term is left as it is. One quadratic
     program is solved, whereas :func:`multiterm_optax.upgrad` solves K.

@@ -40,8 +40,8 @@ def relobralo(
 
     .. math::
 
-      \lambda(t) &= \alpha \bigl( \rho_t \lambda(t-1) + (1 - \rho_t) b(t; 0) \bigr)
-        + (1 - \alpha) b(t; t-1) \\
+      \lambda(t) &= \alpha \bigl( \rho_t \lambda(t-1) + (1 - \rho_t) b(t; 0) \bigr) \\
+        &\qquad + (1 - \alpha) b(t; t-1) \\
       b_i(t; s) &= K \frac{e^{L_i(t) / T L_i(s)}}{\sum_j e^{L_j(t) / T L_j(s)}}
 
     :math:`w = \lambda`, and :math:`\lambda(0) = 1`. :math:`\rho_t` is 1, or 0 for a

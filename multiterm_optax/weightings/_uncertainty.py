@@ -35,7 +35,7 @@ def uncertainty(
     *,
     likelihood: Likelihood | Sequence[Likelihood] | Mapping[str, Any] = "regression",
 ) -> Weighting:
-    r"""Weighs each term by its homoscedastic uncertainty :math:`\sigma_i`, learned.
+    r"""Weights each term by its homoscedastic uncertainty :math:`\sigma_i`, learned.
 
     Minimises, over :math:`s_i = \log \sigma_i^2` as well as over the parameters,
 
