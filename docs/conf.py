@@ -134,7 +134,22 @@ def _types_by_name(app, what, name, obj, options, signature, returned):
     return signature and named(signature), returned and named(returned)
 
 
+# A narrow table may break a cell, but not within "± 0.2", "4 / 2 / 1" or "1.7 to 7.5".
+_table_row = re.compile(r"^ *\|.*\|$", flags=re.MULTILINE)
+_together = re.compile(
+    r"`[^`]*`|(?<=±) (?=\d)|(?<=\d) (?=/ \d|to \d|[%−]|\*\*\+)|(?<=\d /) (?=\d)|(?<=\d to) (?=\d)"
+)
+
+
+def _numbers_stay_together(app, docname, source):
+    def joined(row):
+        return _together.sub(lambda m: "\xa0" if m[0] == " " else m[0], row[0])
+
+    source[0] = _table_row.sub(joined, source[0])
+
+
 def setup(app):
     """Connects the hooks; that of the docstrings ahead of napoleon's."""
+    app.connect("source-read", _numbers_stay_together)
     app.connect("autodoc-process-docstring", _shapes_as_literals, priority=400)
     app.connect("autodoc-process-signature", _types_by_name)
