@@ -137,7 +137,8 @@ def _types_by_name(app, what, name, obj, options, signature, returned):
 # A narrow table may break a cell, but not within "± 0.2", "4 / 2 / 1" or "1.7 to 7.5".
 _table_row = re.compile(r"^ *\|.*\|$", flags=re.MULTILINE)
 _together = re.compile(
-    r"`[^`]*`|(?<=±) (?=\d)|(?<=\d) (?=/ \d|to \d|[%−]|\*\*\+)|(?<=\d /) (?=\d)|(?<=\d to) (?=\d)"
+    r"`[^`]*`|(?<=±) (?=\d)|(?<=\d) (?=/ \d|to \d|[%−]|\*\*\+)"
+    r"|(?<=\d /) (?=\d)|(?<=\d to) (?=\d)"
 )
 
 
