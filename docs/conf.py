@@ -138,7 +138,7 @@ def _types_by_name(app, what, name, obj, options, signature, returned):
 _table_row = re.compile(r"^ *\|.*\|$", flags=re.MULTILINE)
 _together = re.compile(
     r"`[^`]*`|(?<=±) (?=\d)|(?<=\d) (?=/ \d|to \d|[%−]|\*\*\+)"
-    r"|(?<=\d /) (?=\d)|(?<=\d to) (?=\d)"
+    r"|(?<=\d /) (?=\d)|(?<=\d to) (?=\d)|(?<=\(K) (?== \d)|(?<=\(K =) (?=\d)"
 )
 
 

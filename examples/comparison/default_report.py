@@ -132,16 +132,16 @@ def counts(results):
 
 
 def sizes(parts, names):
-    """One row a method: mean and worst ratio to the pool, by part."""
-    rows = [
-        [
-            name,
-            *(cell for part in parts.values() for cell in mean_and_worst(part, name)),
-        ]
-        for name in names
-    ]
-    head = [cell for part in parts for cell in (f"{part}: mean", "worst")]
-    return markdown(["method", *head], rows)
+    """One row a method, by part: its mean ratio to the pool, and its worst one."""
+    found = {
+        name: [mean_and_worst(part, name) for part in parts.values()] for name in names
+    }
+    means, worst = (
+        [[name, *(pair[which] for pair in pairs)] for name, pairs in found.items()]
+        for which in (0, 1)
+    )
+    head = ["method", *parts]
+    return markdown(head, means), markdown(head, worst)
 
 
 def times(parts, names):
@@ -230,8 +230,9 @@ def tables(parts, apart):
     every = (parts | together).items()
     found |= {f"Each method, {part}": counts(some) for part, some in every}
     names = methods_of(counted)
-    found["Ratios to the pool"] = sizes(parts, names)
-    found["Ratios to the pool, all held out"] = sizes(together, names)
+    found["Mean ratio to the pool"], found["Worst ratio"] = sizes(
+        parts | together, names
+    )
     found["Training time relative to Adam"] = times(parts, names)
     also = {"one objective": apart} if apart else {}
     scores = all_scores(parts | also)

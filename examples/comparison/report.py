@@ -242,8 +242,8 @@ def draw(results):
     cells, order = tabulate(results)
     order = [name for name in order if name != POOL]
     figure = Figure(
-        figsize=(2.5 + 1.4 * len(results), 1.5 + 0.25 * len(order)),
-        dpi=76,
+        figsize=(2.2 + 0.85 * len(results), 1.5 + 0.25 * len(order)),
+        dpi=100,
         layout="constrained",
     )
     ax = figure.subplots()
@@ -266,11 +266,11 @@ def draw(results):
     image = ax.imshow(logs, cmap="RdBu_r", norm=TwoSlopeNorm(0, -2, 2), aspect="auto")
     settings = [found["settings"] for found in results.values()]
     labels = [f"{s['name']}\n{s['measure']}".replace(", ", ",\n") for s in settings]
-    ax.set_xticks(range(len(results)), labels, fontsize=8)
+    ax.set_xticks(range(len(results)), labels, fontsize=7)
     ax.set_yticks(range(len(order)), order, fontsize=8)
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
-    bar = figure.colorbar(image, ax=ax, shrink=0.4)
+    bar = figure.colorbar(image, ax=ax, shrink=0.3, fraction=0.03, pad=0.01)
     bar.set_ticks([-2, -1, 0, 1, 2], labels=["1/4", "1/2", "1", "2", "4"])
     bar.set_label("test score over that of static weights", fontsize=8)
     return figure
