@@ -40,6 +40,7 @@ source_suffix = {
 # Notebooks are shown with the outputs that they hold; nothing runs here. Sphinx reads
 # below its own folder only, so that they are copied to where Git does not look.
 nb_execution_mode = "off"
+nb_merge_streams = True  # what a cell prints is one block
 _notebooks = Path(__file__).parent / "generated" / "notebooks"
 shutil.rmtree(_notebooks, ignore_errors=True)
 shutil.copytree(

@@ -282,7 +282,7 @@ def draw_summary(results):
 def draw(results):
     """One row a problem: scores over that of the best of the whole pool."""
     figure = Figure(
-        figsize=(8, 1.2 + 0.3 * len(results)), dpi=110, layout="constrained"
+        figsize=(7, 1.2 + 0.25 * len(results)), dpi=125, layout="constrained"
     )
     ax = figure.subplots()
     for label, (marker, color, other) in SHOWN.items():
@@ -300,7 +300,7 @@ def draw(results):
             elinewidth=1,
         )
     ax.axvline(1, color="tab:green", linewidth=1)
-    names = [found["settings"]["name"] for found in results.values()]
+    names = [name_of(found) for found in results.values()]
     ax.set_yticks(range(len(names))[::-1], names)
     ax.set_xscale("log")
     ax.set_xlabel("test error over that of the best of 105 trials of static weights")
