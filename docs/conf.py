@@ -40,6 +40,7 @@ source_suffix = {
 # Notebooks are shown with the outputs that they hold; nothing runs here. Sphinx reads
 # below its own folder only, so that they are copied to where Git does not look.
 nb_execution_mode = "off"
+nb_merge_streams = True  # what a cell prints is one block
 _notebooks = Path(__file__).parent / "generated" / "notebooks"
 shutil.rmtree(_notebooks, ignore_errors=True)
 shutil.copytree(
@@ -134,7 +135,23 @@ def _types_by_name(app, what, name, obj, options, signature, returned):
     return signature and named(signature), returned and named(returned)
 
 
+# A narrow table may break a cell, but not within "± 0.2", "4 / 2 / 1" or "1.7 to 7.5".
+_table_row = re.compile(r"^ *\|.*\|$", flags=re.MULTILINE)
+_together = re.compile(
+    r"`[^`]*`|(?<=±) (?=\d)|(?<=\d) (?=/ \d|to \d|[%−]|\*\*\+)"
+    r"|(?<=\d /) (?=\d)|(?<=\d to) (?=\d)|(?<=\(K) (?== \d)|(?<=\(K =) (?=\d)"
+)
+
+
+def _numbers_stay_together(app, docname, source):
+    def joined(row):
+        return _together.sub(lambda m: "\xa0" if m[0] == " " else m[0], row[0])
+
+    source[0] = _table_row.sub(joined, source[0])
+
+
 def setup(app):
     """Connects the hooks; that of the docstrings ahead of napoleon's."""
+    app.connect("source-read", _numbers_stay_together)
     app.connect("autodoc-process-docstring", _shapes_as_literals, priority=400)
     app.connect("autodoc-process-signature", _types_by_name)

@@ -16,10 +16,12 @@ from report import (
     by_seed,
     count,
     markdown,
+    name_of,
     ratio,
     rounded,
     seeds_mean_sd,
     static_scores,
+    title,
     verdict,
 )
 
@@ -29,6 +31,23 @@ EQUAL, SAME_TIME, POOL = OPPONENTS = (
     "static, same time",
     "whole pool",
 )
+BEST = "best of 105"  # what tables call the whole pool
+# Columns that share a table: no more than a page has room for.
+BESIDE = {
+    "slow norms": (EQUAL, "balanced", "balanced, frozen", "mtadam, slow norms"),
+    "slow norms and projections": (
+        "balanced, then upgrad",
+        "balanced, shared RMS, upgrad",
+        "balanced, upgrad, adatask",
+    ),
+    "losses": ("by_loss", "by_loss, upgrad"),
+    "adatask": (
+        "upgrad, adatask",
+        "by_loss, upgrad, adatask",
+        "by_loss, pcgrad, adatask",
+    ),
+    "another optimizer": ("equal weights, muon", "balanced, muon"),
+}
 WORDS = {BETTER: "better", LEVEL: "tied", WORSE: "worse"}
 
 
@@ -58,27 +77,42 @@ def significant(value):
     return rounded(value, value, 3 if value >= 1 else 2)
 
 
-def each_problem(results, name):
-    """One row a problem: scores, and the method's ratio to each opponent."""
+def below_their_part(parts, line_of):
+    """The lines of all problems, each part's below its name."""
     rows = []
-    for found in results.values():
-        record, settings = found["methods"][name], found["settings"]
+    for part, results in parts.items():
+        lines = [line_of(found) for found in results.values()]
+        rows += [[f"**{part.capitalize()}**", *[""] * (len(lines[0]) - 1)], *lines]
+    return rows
+
+
+def scores_of(parts, name):
+    """One row a problem: the scores of a method and of its opponents."""
+
+    def line(found):
+        record = found["methods"][name]
+        others = opponents(found, record)
+        scores = others[EQUAL], others[POOL], by_seed(record)
+        return [title(found), *map(seeds_mean_sd, scores)]
+
+    return markdown(["problem", EQUAL, BEST, name], below_their_part(parts, line))
+
+
+def ratios_of(parts, name):
+    """One row a problem: the scores of a method over those of each opponent."""
+
+    def line(found):
+        record = found["methods"][name]
         own, others = by_seed(record), opponents(found, record)
-        rows.append(
-            [
-                f"{settings['name']} (K = {settings['terms']})",
-                seeds_mean_sd(others[EQUAL]),
-                seeds_mean_sd(others[POOL]),
-                seeds_mean_sd(own),
-                *(against(own, others[other]) for other in OPPONENTS),
-            ]
-        )
-    head = ["problem", EQUAL, "best of 105 static trials", name]
-    return markdown([*head, *(f"over {other}" for other in OPPONENTS)], rows)
+        return [title(found), *(against(own, others[other]) for other in OPPONENTS)]
+
+    head = ["problem", *(f"over {other}" for other in (EQUAL, SAME_TIME, BEST))]
+    return markdown(head, below_their_part(parts, line))
 
 
-def each_method(results):
+def counts(results):
     """One row a method: on how many problems it was better, tied, worse."""
+    default = [by_seed(found["methods"][DEFAULT]) for found in results.values()]
     rows = []
     for name in methods_of(results):
         records = [found["methods"][name] for found in results.values()]
@@ -86,19 +120,40 @@ def each_method(results):
             (by_seed(record), opponents(found, record))
             for found, record in zip(results.values(), records, strict=True)
         ]
-        counts = (
+        counted = (
             count([verdict(own, others[other]) for own, others in pairs])
             for other in OPPONENTS
         )
-        default = [by_seed(found["methods"][DEFAULT]) for found in results.values()]
         beside = zip((own for own, _ in pairs), default, strict=True)
         rival = "" if name == DEFAULT else count([verdict(*both) for both in beside])
-        times = [record["ratio"] for record in records]
-        time = f"{np.median(times):.1f} ({min(times):.1f} to {max(times):.1f})"
-        rows.append([name, *counts, rival, *mean_and_worst(results, name), time])
-    head = ["method", *(f"against {other}" for other in (*OPPONENTS, DEFAULT))]
-    head += ["mean ratio to the pool", "worst", "training time relative to Adam"]
-    return markdown(head, rows)
+        rows.append([name, *counted, rival])
+    against_each = (EQUAL, SAME_TIME, BEST, f"`{DEFAULT}`")
+    return markdown(["method", *(f"against {o}" for o in against_each)], rows)
+
+
+def sizes(parts, names):
+    """One row a method, by part: its mean ratio to the pool, and its worst one."""
+    found = {
+        name: [mean_and_worst(part, name) for part in parts.values()] for name in names
+    }
+    means, worst = (
+        [[name, *(pair[which] for pair in pairs)] for name, pairs in found.items()]
+        for which in (0, 1)
+    )
+    head = ["method", *parts]
+    return markdown(head, means), markdown(head, worst)
+
+
+def times(parts, names):
+    """One row a method: its training time over Adam's, by part."""
+    rows = []
+    for name in names:
+        row = [name]
+        for part in parts.values():
+            found = [problem["methods"][name]["ratio"] for problem in part.values()]
+            row.append(f"{np.median(found):.1f} ({min(found):.1f} to {max(found):.1f})")
+        rows.append(row)
+    return markdown(["method", *parts], rows)
 
 
 def mean_and_worst(results, name):
@@ -113,18 +168,29 @@ def mean_and_worst(results, name):
     return [f"{np.exp(np.mean(np.log(ratios))):.2f}", significant(max(ratios))]
 
 
-def all_scores(results):
-    """Test scores of the default and its variants, one row a problem."""
-    names = [name for name in methods_of(results) if name in (EQUAL, *DEFAULTS)]
-    rows = []
-    for found in results.values():
-        scores = (seeds_mean_sd(by_seed(found["methods"][name])) for name in names)
-        undone = found["static"]["undone"]
-        known = seeds_mean_sd(by_seed(undone)) if undone else ""
-        rows.append([found["settings"]["name"], *scores, known])
-    return markdown(
-        ["problem", *names, "correct weights (not known in practice)"], rows
-    )
+def all_scores(parts):
+    """Test scores of the default and its variants, by the names of the tables."""
+    every = {name: found for part in parts.values() for name, found in part.items()}
+    done = [name for name in methods_of(every) if name in (EQUAL, *DEFAULTS)]
+    shared = {what: [n for n in names if n in done] for what, names in BESIDE.items()}
+    shown = {name for names in shared.values() for name in names}
+    shared["others"] = [name for name in done if name not in shown]
+
+    def scores_in(names, last):
+        def line(found):
+            undone = found["static"]["undone"]
+            known = [seeds_mean_sd(by_seed(undone)) if undone else ""] if last else []
+            scores = (seeds_mean_sd(by_seed(found["methods"][n])) for n in names)
+            return [name_of(found), *scores, *known]
+
+        known = ["correct weights (not known in practice)"] if last else []
+        return markdown(["problem", *names, *known], below_their_part(parts, line))
+
+    return {
+        what: scores_in(names, what == "another optimizer")
+        for what, names in shared.items()
+        if names
+    }
 
 
 def by_rate(results):
@@ -133,12 +199,14 @@ def by_rate(results):
     rows = []
     for found in results.values():
         records = {EQUAL: found["static"]["equal"], DEFAULT: found["methods"][DEFAULT]}
+        problem = name_of(found)
         for name, record in records.items():
             scores = record["validation"]
             scores = [math.inf if s is None else s for s in scores]
             best = min(scores)
             cells = (significant(s / best) for s in scores)
-            rows.append([found["settings"]["name"], name, *cells])
+            rows.append([problem, name, *cells])
+            problem = ""  # said once
     return markdown(["problem", "method", *(f"{rate:g}" for rate in rates)], rows)
 
 
@@ -151,16 +219,24 @@ def methods_of(results):
 
 def tables(parts, apart):
     counted = {name: found for part in parts.values() for name, found in part.items()}
-    found = {f"Each problem, {w}": each_problem(p, DEFAULT) for w, p in parts.items()}
-    found |= {f"Each method, {w}": each_method(p) for w, p in parts.items()}
+    found = {
+        "Scores of the default": scores_of(parts, DEFAULT),
+        "Ratios of the default": ratios_of(parts, DEFAULT),
+        "Learning rates": by_rate(counted),
+    }
     _, *unseen = parts.values()
-    if unseen:
-        apart_of = {name: found for part in unseen for name, found in part.items()}
-        found["Each method, all problems it was not chosen on"] = each_method(apart_of)
-    found |= {f"Scores, {w}": all_scores(p) for w, p in parts.items()}
-    if apart:
-        found["Scores where terms are one objective"] = all_scores(apart)
-    return found | {"Learning rates": by_rate(counted)}
+    apart_of = {name: found for part in unseen for name, found in part.items()}
+    together = {"all held out": apart_of} if unseen else {}
+    every = (parts | together).items()
+    found |= {f"Each method, {part}": counts(some) for part, some in every}
+    names = methods_of(counted)
+    found["Mean ratio to the pool"], found["Worst ratio"] = sizes(
+        parts | together, names
+    )
+    found["Training time relative to Adam"] = times(parts, names)
+    also = {"one objective": apart} if apart else {}
+    scores = all_scores(parts | also)
+    return found | {f"Scores, {what}": table for what, table in scores.items()}
 
 
 SHOWN = {
@@ -206,7 +282,7 @@ def draw_summary(results):
 def draw(results):
     """One row a problem: scores over that of the best of the whole pool."""
     figure = Figure(
-        figsize=(8, 1.2 + 0.3 * len(results)), dpi=110, layout="constrained"
+        figsize=(7, 1.2 + 0.25 * len(results)), dpi=125, layout="constrained"
     )
     ax = figure.subplots()
     for label, (marker, color, other) in SHOWN.items():
@@ -224,7 +300,7 @@ def draw(results):
             elinewidth=1,
         )
     ax.axvline(1, color="tab:green", linewidth=1)
-    names = [found["settings"]["name"] for found in results.values()]
+    names = [name_of(found) for found in results.values()]
     ax.set_yticks(range(len(names))[::-1], names)
     ax.set_xscale("log")
     ax.set_xlabel("test error over that of the best of 105 trials of static weights")

@@ -12,6 +12,12 @@ POOL = "static weights, whole pool"
 DRAWS = 20_000  # of the seeds, for an interval
 BETTER, LEVEL, WORSE = -1, 0, 1
 MARKS = {BETTER: " **+**", LEVEL: "", WORSE: " −"}
+WIDTH = 3  # problems side by side in a table that a page has room for
+KINDS = {
+    "classification": ("digits", "adult", "multimnist"),
+    "regression": ("adatask", "small_inputs"),
+    "differential equations": ("poisson", "burgers"),
+}
 
 
 class Cell(NamedTuple):
@@ -144,6 +150,31 @@ def markdown(head, rows):
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def name_of(found):
+    name = found["settings"]["name"]
+    return name[:1].upper() + name[1:]
+
+
+def title(found):
+    """A problem's name, and how many terms it has."""
+    return f"{name_of(found)} (K = {found['settings']['terms']})"
+
+
+def by_kind(results):
+    """Names of the problems that share a table, by what the table is called."""
+    known = {name for names in KINDS.values() for name in names}
+    rest = [name for name in results if name not in known]
+    parts = {
+        f"others, {i // WIDTH + 1}": rest[i : i + WIDTH]
+        for i in range(0, len(rest), WIDTH)
+    }
+    kinds = {
+        kind: [name for name in names if name in results]
+        for kind, names in (KINDS | parts).items()
+    }
+    return {kind: names for kind, names in kinds.items() if names}
+
+
 def count(verdicts):
     """Won / tied / lost."""
     return " / ".join(str(verdicts.count(sign)) for sign in (BETTER, LEVEL, WORSE))
@@ -151,15 +182,12 @@ def count(verdicts):
 
 def make_tables(results):
     cells, order = tabulate(results)
-    summary, scores, static, rates = [], [], [], []
+    summary, static, rates = [], [], []
     for name in order:
         row = [cells[name, problem] for problem in results]
         place = np.array([cell.rank for cell in row])
         spread = f" ± {place.std(ddof=1):.1f}" if len(place) > 1 else ""
         line = [name, f"{place.mean():.1f}{spread}"]
-        scores.append(
-            [name, *(seeds_mean_sd(c.scores) + MARKS[c.against_static] for c in row)]
-        )
         if name == POOL:
             summary.append([*line, "", count([c.against_equal for c in row]), ""])
             continue
@@ -176,22 +204,34 @@ def make_tables(results):
         chosen = [found["methods"][name]["rate"] for found in results.values()]
         rates.append([name, *(f"{rate:g}" for rate in chosen)])
 
-    undone = [found["static"]["undone"] for found in results.values()]
-    if any(undone):
-        known = [seeds_mean_sd(by_seed(found)) if found else "" for found in undone]
-        scores.append(["scaling undone by hand", *known])
-
-    settings = [found["settings"] for found in results.values()]
-    problems = [f"{s['name']} (K = {s['terms']})" for s in settings]
+    problems = [title(found) for found in results.values()]
     against = "won / tied / lost against static weights"
     times = "training time relative to Adam"
     head = ["method", "mean rank", against, "against equal weights", times]
+    scores = {
+        f"Scores, {kind}": score_table({n: results[n] for n in names}, cells, order)
+        for kind, names in by_kind(results).items()
+    }
     return {
         "Summary": markdown(head, summary),
-        "Scores": markdown(["method", *problems], scores),
+        **scores,
         "Opponents": markdown(["static weights, in the time of", *problems], static),
         "Rates": markdown(["method", *problems], rates),
     }
+
+
+def score_table(results, cells, order):
+    """Test scores of every method on some of the problems."""
+    rows = []
+    for name in order:
+        row = [cells[name, problem] for problem in results]
+        marked = (seeds_mean_sd(c.scores) + MARKS[c.against_static] for c in row)
+        rows.append([name, *marked])
+    undone = [found["static"]["undone"] for found in results.values()]
+    if any(undone):
+        known = [seeds_mean_sd(by_seed(found)) if found else "" for found in undone]
+        rows.append(["scaling undone by hand", *known])
+    return markdown(["method", *(title(found) for found in results.values())], rows)
 
 
 # --- picture -----------------------------------------------------------------------
@@ -202,8 +242,8 @@ def draw(results):
     cells, order = tabulate(results)
     order = [name for name in order if name != POOL]
     figure = Figure(
-        figsize=(2.5 + 1.4 * len(results), 1.5 + 0.25 * len(order)),
-        dpi=76,
+        figsize=(2.2 + 0.85 * len(results), 1.5 + 0.25 * len(order)),
+        dpi=100,
         layout="constrained",
     )
     ax = figure.subplots()
@@ -226,20 +266,21 @@ def draw(results):
     image = ax.imshow(logs, cmap="RdBu_r", norm=TwoSlopeNorm(0, -2, 2), aspect="auto")
     settings = [found["settings"] for found in results.values()]
     labels = [f"{s['name']}\n{s['measure']}".replace(", ", ",\n") for s in settings]
-    ax.set_xticks(range(len(results)), labels, fontsize=8)
+    ax.set_xticks(range(len(results)), labels, fontsize=7)
     ax.set_yticks(range(len(order)), order, fontsize=8)
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
-    bar = figure.colorbar(image, ax=ax, shrink=0.4)
+    bar = figure.colorbar(image, ax=ax, shrink=0.3, fraction=0.03, pad=0.01)
     bar.set_ticks([-2, -1, 0, 1, 2], labels=["1/4", "1/2", "1", "2", "4"])
     bar.set_label("test score over that of static weights", fontsize=8)
     return figure
 
 
 def write(results, folder):
-    """Saves ``comparison.md`` and ``.png``; returns the first two tables."""
+    """Saves ``comparison.md`` and ``.png``; returns the summary and the scores."""
     tables = make_tables(results)
     text = "\n\n".join(f"## {name}\n\n{table}" for name, table in tables.items())
     (folder / "comparison.md").write_text(text + "\n", encoding="utf-8")
     draw(results).savefig(folder / "comparison.png")
-    return "\n\n".join(tables[name] for name in ("Summary", "Scores"))
+    shown = [name for name in tables if name.startswith(("Summary", "Scores"))]
+    return "\n\n".join(tables[name] for name in shown)

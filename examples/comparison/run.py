@@ -58,9 +58,9 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
 ALL = PROBLEMS | NOT_TERMS
 GROUPS = {
-    "problems it was chosen on": CHOSEN_ON,
-    "held-out problems": HELD_OUT,
-    "further held-out problems": FURTHER,
+    "chosen on": CHOSEN_ON,
+    "held out": HELD_OUT,
+    "held out, further": FURTHER,
 }
 POOL, SHORT_POOL = 100, 10  # random static weights
 EQUAL = "equal weights at every rate"

@@ -237,6 +237,7 @@ def main():
         f"Test rows, {seeds} seeds, at most {epochs} epochs",
         COLUMNS,
         [line(name, row, rows["equal weights"]) for name, row in rows.items()],
+        parts=[[3, 4, 5, 6], [1, 2, 7, 8, 12], [9, 10, 11]],
     )
     results = {
         name: {key: np.asarray(value).tolist() for key, value in row.items()}

@@ -168,7 +168,7 @@ def report(args, records, per_record, errors, shares):
             line(name, found, shares[scale].get(name))
             for name, found in by_method.items()
         ]
-        tables.append(show(title, columns, rows))
+        tables.append(show(title, columns, rows, [[1, 2, 3, 4, 5, 6], [7, 8]]))
     figure = plot(shares, per_record)
     results = {
         f"inputs of deviation {scale:g}": {

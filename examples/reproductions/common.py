@@ -42,17 +42,30 @@ def mean_sd(values: Any, digits: int = 2) -> str:
     return text + (f" ± {values.std(ddof=1):.{digits}f}" if values.size > 1 else "")
 
 
-def show(title: str, columns: list[str], rows: list[list[str]]) -> str:
-    """Prints the table; returns it in Markdown."""
+def show(
+    title: str,
+    columns: list[str],
+    rows: list[list[str]],
+    parts: list[list[int]] | None = None,
+) -> str:
+    """Prints the table; returns it in Markdown.
+
+    With ``parts``, as several narrow tables: each has the first column, the columns of
+    its part and the rows that say something there.
+    """
     table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left")
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    head = [columns, ["---"] + ["---:"] * (len(columns) - 1)]
-    lines = ["| " + " | ".join(line) + " |" for line in [*head, *rows]]
-    return f"**{title}**\n\n" + "\n".join(lines)
+    tables = []
+    for part in parts or [list(range(1, len(columns)))]:
+        said = [row for row in rows if {row[i] for i in part} - {"", "–"}]
+        found = [[row[0], *(row[i] for i in part)] for row in [columns, *said]]
+        found.insert(1, ["---"] + ["---:"] * len(part))
+        tables.append("\n".join("| " + " | ".join(line) + " |" for line in found))
+    return "\n\n".join([f"**{title}**", *tables])
 
 
 def save(

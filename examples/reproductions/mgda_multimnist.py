@@ -430,7 +430,7 @@ def main():
     columns = ["method", "left, %", "right, %", "mean", "less MGDA's", "skipped"]
     columns += ["last epoch", "thesis"]
     tables = [
-        show(title, columns, table(results, chosen)),
+        show(title, columns, table(results, chosen), [[1, 2, 3, 4], [5, 6, 7]]),
         show(
             "What the thesis says of its pictures; adaptive MGDA at the chosen λ",
             ["", "thesis", "here"],

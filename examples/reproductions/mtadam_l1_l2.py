@@ -87,8 +87,10 @@ def main():
     )
     figure = Figure(figsize=(11, 3.5), dpi=100, layout="constrained")
     for ax, rate in zip(figure.subplots(1, len(RATES)), RATES, strict=True):
-        for name, colour in zip(METHODS, COLOURS, strict=False):
-            ax.semilogy(curves[name, rate].mean(axis=0), label=name, color=colour)
+        looks = zip(METHODS, COLOURS, ("-", "-", "--"), strict=False)
+        for name, colour, style in looks:
+            mean = curves[name, rate].mean(axis=0)
+            ax.semilogy(mean, label=name, color=colour, linestyle=style)
         ax.set(title=f"rate {rate:g}", xlabel="step", ylabel="distance from (a, b)")
     figure.axes[0].legend()
     results = {

@@ -210,7 +210,8 @@ def main():
     columns += ["paper's PCC", "seconds"]
     title = f"Test images after {epochs} epochs, {seeds} seeds; "
     title += f"PCC of the originals {100 * originals:.0f} %"
-    table = show(title, columns, rows)
+    parts = [list(range(1, 6)), list(range(6, len(columns)))]
+    table = show(title, columns, rows, parts)
     figure = plot(found, grid, curve)
     results = {
         name: {

@@ -22,11 +22,21 @@ import numpy as np
 import optax
 from common import COLOURS, arguments, console, save, show
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from rich.progress import track
 
 import multiterm_optax as mt
 
 REACHED = 1e-6
+# A marker and a line for each weighting, beside its colour.
+LOOKS = [
+    ("o", "-"),
+    ("s", "-"),
+    ("^", "--"),
+    ("D", "-."),
+    ("v", ":"),
+    ("x", (0, (5, 1, 1, 1))),
+]
 
 
 def rosenbrock(p):
@@ -150,17 +160,37 @@ def main():
             columns += [f"{step}: steps", "fewer than 1 / K", "than 1", "reached"]
         title = f"{name}: median steps to {REACHED:g} over {starts} starts"
         tables.append(show(title, columns, rows))
-    figure = Figure(figsize=(11, 6), dpi=100, layout="constrained")
+    figure = Figure(figsize=(11, 6.5), dpi=100, layout="constrained")
     grid = figure.subplots(len(FUNCTIONS), len(STEPS))
     for axes, name in zip(grid, FUNCTIONS, strict=True):
         for ax, step in zip(axes, STEPS, strict=True):
-            for weighting, colour in zip(weightings(2), COLOURS, strict=False):
+            looks = zip(weightings(2), COLOURS, LOOKS, strict=False)
+            for place, (weighting, colour, (marker, style)) in enumerate(looks):
                 found = np.sort(counts[name, step, weighting])
                 share = np.arange(1, starts + 1) / starts
-                ax.step(found, share, color=colour, label=weighting, where="post")
+                ax.step(
+                    found,
+                    share,
+                    color=colour,
+                    label=weighting,
+                    where="post",
+                    linestyle=style,
+                    marker=marker,
+                    markersize=6,
+                    fillstyle="none",
+                    # Not at the same heights, since some of the lines coincide.
+                    markevery=(place * starts // 30, max(starts // 5, 1)),
+                )
             ax.set(xscale="log", title=f"{name}, {step} step", xlabel="steps")
+            every = [counts[name, step, weighting] for weighting in weightings(2)]
+            low, high = np.quantile(every, [0.01, 0.99])  # few are faster or slower
+            ax.set_xlim(max(low, 1), 1.1 * high)
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+            ax.xaxis.set_minor_formatter(NullFormatter())
             ax.set_ylabel("share of the starts")
-    figure.axes[0].legend(fontsize="small")
+    lines, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside upper center", ncols=3, frameon=False)
     results = {", ".join(key): found.tolist() for key, found in counts.items()}
     save(args, "softadapt_functions", figure, tables, results)
 
