@@ -11,9 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 SHAPES = ((), (4,), (3, 2), (2, 3, 2), (3,))
 HEAD = 4  # the leaf that only the last term touches
+
+
+def sizes(*default, slow=()):
+    """Numbers of terms to try; those that are ``slow`` only by ``-m slow``.
+
+    Each of them compiles programs of its own, and what holds for one number of terms
+    seldom fails for another.
+    """
+    marks = dict.fromkeys(slow, pytest.mark.slow)
+    numbers = sorted({*default, *slow})
+    return [pytest.param(number, marks=marks.get(number, [])) for number in numbers]
 
 
 class Pulls:

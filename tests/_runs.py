@@ -58,8 +58,9 @@ def run(tx, grads, losses=None, present=None, dtype=None):
         updates, state = tx.update(grad, state, start, **extra)
         return state, (updates, state)
 
-    scan = jax.jit(lambda s: jax.lax.scan(step, s, (leaves, given))[1])
-    updates, states = scan(tx.init(start))
+    # The numbers are arguments: as constants they would make each run a new program.
+    scan = jax.jit(lambda *data: jax.lax.scan(step, *data)[1])
+    updates, states = scan(tx.init(start), (leaves, given))
     return joined(updates, 2), jax.tree.map(np.asarray, states)
 
 
@@ -93,6 +94,6 @@ def follow(tx, given, present=None, dtype=float):
         for one in given
     ]
     extra = {} if present is None else {"present": jnp.asarray(present)}
-    scan = jax.jit(lambda s: jax.lax.scan(step, s, (leaves, extra))[1])
-    updates, states = scan(tx.init(start))
+    scan = jax.jit(lambda *data: jax.lax.scan(step, *data)[1])
+    updates, states = scan(tx.init(start), (leaves, extra))
     return joined(updates, 2), states

@@ -42,12 +42,19 @@ def steep(P):
 @pytest.mark.parametrize(
     ("terms", "leaking", "purity_fn"),
     [
-        (2, False, None),
-        (2, True, steep),
-        (3, False, steep),
-        (3, True, None),
-        (10, False, None),
-        (10, True, steep),
+        (3, False, None),
+        (3, True, steep),
+    ]
+    + [
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in [
+            (2, False, None),
+            (2, True, steep),
+            (3, False, steep),
+            (3, True, None),
+            (10, False, None),
+            (10, True, steep),
+        ]
     ],
 )
 def test_agrees_with_equations_1_and_2(
@@ -80,25 +87,29 @@ def test_agrees_with_equations_1_and_2(
 
 def update(grads, **options):
     tx = grad_drop(jax.random.key(KEY), **options)
-    return tx.update(grads, tx.init(grads[0]))[0]
+    return jax.jit(tx.update)(grads, tx.init(grads[0]))[0]
+
+
+def normal(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 def test_agreeing_signs_pass_whole():
-    grads = jax.random.uniform(jax.random.key(0), (4, 1000))
-    assert_close(update(grads), jnp.sum(grads, axis=0), rtol=1e-6)
-    assert_close(update(-grads), -jnp.sum(grads, axis=0), rtol=1e-6)
+    grads = np.abs(normal(4, 1000))
+    assert_close(update(grads), np.sum(grads, axis=0), rtol=1e-6)
+    assert_close(update(-grads), -np.sum(grads, axis=0), rtol=1e-6)
 
 
 def test_sign_is_drawn_by_purity():
-    grads = jnp.stack([jnp.full(20000, 3.0), jnp.full(20000, -1.0)])
+    grads = np.float32([[3.0] * 20000, [-1.0] * 20000])
     found = np.asarray(update(grads))
     assert set(np.unique(found)) == {-1.0, 3.0}
     assert np.mean(found > 0) == pytest.approx(0.75, abs=0.01)  # 3 deviations
 
 
 def test_leak_of_one_is_the_sum():
-    grads = jax.random.normal(jax.random.key(0), (3, 50))
-    assert_close(update(grads, leak=1.0), jnp.sum(grads, axis=0), rtol=1e-6)
+    grads = normal(3, 50)
+    assert_close(update(grads, leak=1.0), np.sum(grads, axis=0), rtol=1e-6)
 
 
 def test_zeros_give_zeros():
@@ -106,7 +117,7 @@ def test_zeros_give_zeros():
 
 
 def test_one_term_passes():
-    grads = jax.random.normal(jax.random.key(0), (1, 50))
+    grads = normal(1, 50)
     assert_identical(update(grads), grads[0])
 
 
@@ -117,10 +128,11 @@ def test_many_small_terms_in_low_precision():
 
 
 def test_draws_are_new_at_each_step():
-    grads = jnp.stack([jnp.ones(100), -jnp.ones(100)])
+    grads = np.stack([np.ones(100), -np.ones(100)]).astype(np.float32)
     tx = grad_drop(jax.random.PRNGKey(KEY))
-    first, state = tx.update(grads, tx.init(grads[0]))
-    second, _ = tx.update(grads, state)
+    update = jax.jit(tx.update)
+    first, state = update(grads, tx.init(grads[0]))
+    second, _ = update(grads, state)
     assert np.any(np.asarray(first) != np.asarray(second))
 
 

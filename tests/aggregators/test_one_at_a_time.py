@@ -107,11 +107,12 @@ def deviation(found, expected):
     ("name", "pattern"),
     [
         ("equal", irregular),
-        ("mgda", turns),
         ("mgda", irregular),
-        ("cagrad", irregular),
-        ("upgrad", irregular),
         ("config", turns),
+    ]
+    + [
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in [("mgda", turns), ("cagrad", irregular), ("upgrad", irregular)]
     ],
 )
 def test_agrees_with_m_config(x64, record_deviation, name, pattern):
@@ -206,7 +207,11 @@ def test_the_last_loss_of_each_term_counts():
         tx.update(jnp.ones((2, 2)), state)
 
 
-@pytest.mark.parametrize("name", ["mgda", "cagrad", "upgrad"])
+# What the weightings make of any size is their matter.
+@pytest.mark.parametrize(
+    "name",
+    ["mgda"] + [pytest.param(n, marks=pytest.mark.slow) for n in ("cagrad", "upgrad")],
+)
 def test_sizes(name):
     rows = np.array([[1.0, 1.0, 0.0], [-1.0, -1.0, 0.0], [0.0, 0.0, 0.0]])
     factors = np.array([[1, 1, 1], [1, 0, 1], [1, 1e-10, 1]])

@@ -18,15 +18,31 @@ GROUPS = {
 }
 
 
-@pytest.mark.parametrize("strategy", ["both", "reduce", "enlarge"])
+PROBLEMS = [
+    (2, "leaf", 0),
+    (3, "leaf", 1),
+    (10, "leaf", 0),
+    (3, "global", 0),
+    (3, "labels", 2),
+]
+# Each strategy once, and each way to group.
+QUICK = {
+    (3, "leaf", 1): "both",
+    (3, "global", 0): "enlarge",
+    (3, "labels", 2): "reduce",
+}
+
+
 @pytest.mark.parametrize(
-    ("terms", "grouping", "main"),
+    ("strategy", "terms", "grouping", "main"),
     [
-        (2, "leaf", 0),
-        (3, "leaf", 1),
-        (10, "leaf", 0),
-        (3, "global", 0),
-        (3, "labels", 2),
+        pytest.param(
+            strategy,
+            *problem,
+            marks=[] if QUICK.get(problem) == strategy else pytest.mark.slow,
+        )
+        for strategy in ("both", "reduce", "enlarge")
+        for problem in PROBLEMS
     ],
 )
 def test_agrees_with_algorithm_1(

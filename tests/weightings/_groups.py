@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from multiterm_optax import reweight
 
@@ -13,6 +14,12 @@ GROUPINGS = {
     "global": ("global", [["a", "b", "c"]]),
     "labels": ({"a": "x", "b": "y", "c": "x"}, [["a", "c"], ["b"]]),
 }
+# Labels ask the most; that each leaf, or all of them, may be a group is the stage's
+# matter and is tried with MGDA.
+SOME = [
+    pytest.param(name, marks=[] if name == "labels" else pytest.mark.slow)
+    for name in GROUPINGS
+]
 
 
 def gradients():

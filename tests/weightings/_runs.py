@@ -23,8 +23,9 @@ def run(weighting, losses, gramians=None):
         return state, weights
 
     start = weighting.init(losses.shape[1])
-    scan = jax.jit(lambda state: jax.lax.scan(step, state, (losses, gramians)))
-    state, weights = scan(start)
+    # The numbers are arguments: as constants they would make each run a new program.
+    scan = jax.jit(lambda *data: jax.lax.scan(step, *data))
+    state, weights = scan(start, (losses, gramians))
     return np.asarray(weights), state
 
 

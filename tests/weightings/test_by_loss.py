@@ -9,6 +9,7 @@ import pytest
 import multiterm_optax as mt
 from tests._asserts import assert_close, assert_identical
 from tests._methods import Method
+from tests._problems import sizes
 from tests.weightings import _runs
 
 METHODS = {
@@ -28,7 +29,7 @@ def formula(losses, decay):
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.9, 0.999])
-@pytest.mark.parametrize("terms", [2, 3, 10])
+@pytest.mark.parametrize("terms", sizes(3, slow=(2, 10)))
 def test_agrees_with_the_formula(x64, record_deviation, rng, decay, terms):
     losses = _runs.random_losses(rng, 40, terms)
     losses[:, 1] *= -1.0  # a policy's loss may be negative

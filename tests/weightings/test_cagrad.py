@@ -12,7 +12,7 @@ from multiterm_optax import cagrad, per_term, reweight, sum_terms
 from multiterm_optax.weightings import _cagrad
 from tests._asserts import assert_close, assert_finite, assert_message
 from tests._methods import Method
-from tests._problems import Pulls
+from tests._problems import Pulls, sizes
 from tests.references import adatask, flat
 from tests.references import cagrad as reference
 from tests.weightings import _groups, _jacobians
@@ -25,7 +25,10 @@ METHODS = {
 
 STEPS = 30
 
+SIZES = sizes(3, 64, slow=(2, 10))
 
+
+# The radius is traced here, and a fixed number where whole steps are compared.
 @functools.partial(jax.jit, static_argnames="rescale")
 def solve(gramian, c=0.5, rescale=False):
     weighting = cagrad(c, rescale)
@@ -50,7 +53,7 @@ def mean_of_the_rows(J, d):
     return np.tile(d / len(J), (len(J), 1))
 
 
-@pytest.mark.parametrize("terms", [2, 3, 10])
+@pytest.mark.parametrize("terms", sizes(2, slow=(3, 10)))
 def test_agrees_with_equation_3(x64, record_deviation, terms):
     problem = Pulls(terms, STEPS, seed=terms)
     tx = optax.chain(reweight(cagrad(), terms), sum_terms(), optax.sgd(1e-3))
@@ -69,7 +72,7 @@ def unique_weights(J, c):
     return np.linalg.lstsq(J.T, reference.direction(J, c), rcond=None)[0]
 
 
-@pytest.mark.parametrize("terms", [2, 3, 10])
+@pytest.mark.parametrize("terms", sizes(3, slow=(2, 10)))
 def test_in_front_of_adatask(x64, record_deviation, terms):
     problem = Pulls(terms, STEPS, seed=terms)
     tx = optax.chain(
@@ -100,7 +103,7 @@ def _weigh(J, weights):
     return J * weights[:, None]
 
 
-@pytest.mark.parametrize("groups", _groups.GROUPINGS)
+@pytest.mark.parametrize("groups", _groups.SOME)
 def test_each_group_has_its_own_direction(x64, groups):
     found = _groups.summed(_groups.run(cagrad(), groups))
     expected = _groups.summed(
@@ -112,7 +115,7 @@ def test_each_group_has_its_own_direction(x64, groups):
 
 
 @pytest.mark.parametrize("kind", _jacobians.WELL_POSED, ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("terms", [pytest.param(2, marks=pytest.mark.slow), 3, 10, 64])
+@pytest.mark.parametrize("terms", SIZES)
 def test_float32_directions(kind, terms, record_deviation):
     rng = np.random.default_rng(terms)
     errors = []
@@ -133,7 +136,7 @@ def test_float32_directions(kind, terms, record_deviation):
     + [_jacobians.duplicated],
     ids=lambda kind: kind.__name__,
 )
-@pytest.mark.parametrize("terms", [2, 3, 10, 64])
+@pytest.mark.parametrize("terms", SIZES)
 @pytest.mark.parametrize("c", [0.1, 0.5, 0.9])
 def test_no_direction_in_the_ball_is_better(x64, kind, terms, c, record_deviation):
     # The dual's value bounds what any direction can do for the worst term.
@@ -219,24 +222,26 @@ def test_only_the_nearest_harmless_direction_gets_a_certificate(dtype):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_gramian_that_is_not_finite_gets_no_certificate(value):
-    products = gramian(np.random.default_rng(0).normal(size=(3, 9)).astype(np.float32))
+    rows = np.random.default_rng(0).normal(size=(3, 9)).astype(np.float32)
     for i, j in [(0, 0), (0, 1)]:
-        _, converged = solve(products.at[i, j].set(value).at[j, i].set(value))
+        products = np.array(gramian(rows))
+        products[i, j] = products[j, i] = value
+        _, converged = solve(products)
         assert not converged
 
 
 @pytest.mark.parametrize("scale", [1e-15, 1e-10, 1.0, 1e5, 1e10, 1e15])
 def test_scale_changes_nothing(scale):
-    rows = np.random.default_rng(0).normal(size=(5, 70)).astype(np.float32)
+    rows = np.random.default_rng(0).normal(size=(3, 70)).astype(np.float32)
     power = np.float32(2.0 ** np.round(np.log2(scale)))
     assert_close(solve(gramian(power * rows))[0], solve(gramian(rows))[0], rtol=1e-6)
 
 
 def test_without_a_radius_it_is_the_mean():
-    rows = np.random.default_rng(0).normal(size=(4, 9)).astype(np.float32)
+    rows = np.random.default_rng(0).normal(size=(3, 9)).astype(np.float32)
     weights, converged = solve(gramian(rows), 0.0)
     assert converged
-    assert_close(weights, jnp.full(4, 0.25), rtol=1e-6)
+    assert_close(weights, np.full(3, 1 / 3), rtol=1e-6)
 
 
 def test_rescales_of_the_authors_code(x64):
@@ -248,7 +253,7 @@ def test_rescales_of_the_authors_code(x64):
 
 
 def test_equal_terms_lengthen_the_mean(x64):
-    rows = np.tile(np.arange(1.0, 4.0), (4, 1))
+    rows = np.tile(np.arange(1.0, 4.0), (3, 1))
     np.testing.assert_allclose(direction(rows, 0.5), 1.5 * rows[0], rtol=1e-9)
 
 
@@ -257,11 +262,10 @@ def test_equal_terms_lengthen_the_mean(x64):
     [
         np.zeros((3, 2)),
         np.array([[0.0, 0], [1, 1], [-1, 0]]),
-        np.array([[1.0, 1], [-1, -1]]),
+        np.array([[1.0, 1], [-1, -1], [0, 0]]),
         np.array([[1.0, 1], [-2, -2], [1, 1]]),
         np.array([[1.0, 1], [-3, -3], [1, 1]]),
-        np.ones((4, 1)),
-        np.ones((1, 3)),
+        np.ones((3, 1)),
     ],
 )
 def test_degenerate_gradients_stay_finite(rows):
@@ -276,14 +280,6 @@ def test_a_silent_term_is_left_out_of_the_minimum(x64):
     d, g_0 = direction(rows), rows.mean(axis=0)
     assert np.linalg.norm(d - g_0) == pytest.approx(0.5 * np.linalg.norm(g_0))
     np.testing.assert_allclose(d, reference.direction(rows, 0.5), rtol=1e-9)
-
-
-def test_radius_may_be_traced(x64):
-    products = gramian(np.random.default_rng(0).normal(size=(3, 9)))
-    traced, _ = solve(products, jnp.asarray(0.3))
-    weighting = cagrad(0.3)
-    fixed, _ = jax.jit(weighting.update)(products, weighting.init(3))
-    assert_close(traced, fixed, rtol=1e-12)
 
 
 def test_bad_hyperparameters_are_named(own_errors):

@@ -7,6 +7,7 @@ import pytest
 
 from multiterm_optax import causal
 from tests._methods import Method
+from tests._problems import sizes
 from tests.weightings._runs import deviation, random_losses, run
 
 METHODS = {
@@ -23,7 +24,7 @@ def formula(losses, tol):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("terms", [1, 2, 10])
+@pytest.mark.parametrize("terms", sizes(10, slow=(1, 2)))
 @pytest.mark.parametrize("tol", [0.0, 0.01, 1.0])
 def test_transcription(tol, terms, rng, record_deviation):
     losses = random_losses(rng, 40, terms)

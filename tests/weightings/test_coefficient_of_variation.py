@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from multiterm_optax import coefficient_of_variation
+from tests._problems import sizes
 from tests.references import coefficient_of_variation as reference
 from tests.weightings._runs import deviation, random_losses, run
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("terms", [1, 2, 10])
+@pytest.mark.parametrize("terms", sizes(10, slow=(1, 2)))
 def test_transcription(terms, rng, record_deviation):
     losses = random_losses(rng, 60, terms)
     found, _ = run(coefficient_of_variation(), losses)

@@ -15,6 +15,7 @@ from tests._asserts import (
     assert_zero,
 )
 from tests._methods import Method
+from tests._problems import sizes
 from tests.references import config as reference
 from tests.weightings import _jacobians
 
@@ -57,7 +58,7 @@ def largest_gap(found, expected, batch):
     return np.max(gaps / np.linalg.norm(batch, axis=2).max(axis=1))
 
 
-@pytest.mark.parametrize("terms", [2, 3, 10])
+@pytest.mark.parametrize("terms", sizes(3, slow=(2, 10)))
 def test_agrees_with_equations_2_and_3(x64, record_deviation, terms):
     rng = np.random.default_rng(terms)
     batch = np.stack([kind(rng, terms, 2 * terms) for kind in 3 * KINDS[:-1]])
@@ -67,7 +68,7 @@ def test_agrees_with_equations_2_and_3(x64, record_deviation, terms):
     assert gap < 1e-11
 
 
-@pytest.mark.parametrize("terms", [3, 10])
+@pytest.mark.parametrize("terms", sizes(3, slow=(10,)))
 def test_a_preference_sets_the_cosines(x64, record_deviation, terms):
     rng = np.random.default_rng(terms)
     batch = np.stack([_jacobians.agreeing(rng, terms, 30) for _ in range(20)])
@@ -108,7 +109,7 @@ def test_the_example_of_other_libraries():
     np.testing.assert_allclose(found[0], [0.1588, 2.0706, 2.0706], atol=5e-5)
 
 
-@pytest.mark.parametrize("terms", [2, 3, 10])
+@pytest.mark.parametrize("terms", sizes(3, slow=(2, 10)))
 def test_float32(record_deviation, terms):
     rng = np.random.default_rng(terms)
     kinds = [k for k in _jacobians.WELL_POSED if k is not _jacobians.aligned]

@@ -8,6 +8,7 @@ import pytest
 from multiterm_optax import dwa, value_and_term_grads, weighted
 from tests._asserts import assert_message
 from tests._methods import Method
+from tests._problems import sizes
 from tests.references import dwa as reference
 from tests.weightings._runs import descend, deviation, random_losses, run
 
@@ -18,7 +19,7 @@ METHODS = {
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("terms", [2, 3, 10])
+@pytest.mark.parametrize("terms", sizes(3, slow=(2, 10)))
 @pytest.mark.parametrize(("temperature", "epoch"), [(2.0, 1), (0.5, 1), (2.0, 7)])
 def test_transcription(temperature, epoch, terms, rng, record_deviation):
     losses = random_losses(rng, 42, terms)

@@ -9,6 +9,7 @@ from multiterm_optax import excess
 from tests._arguments import ByTerm
 from tests._asserts import assert_message
 from tests._methods import Method
+from tests._problems import sizes
 from tests.references import excess as reference
 from tests.weightings._runs import deviation, random_losses, run
 
@@ -21,7 +22,7 @@ METHODS = {
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("terms", [1, 2, 10])
+@pytest.mark.parametrize("terms", sizes(10, slow=(1, 2)))
 @pytest.mark.parametrize("known", [False, True], ids=["lowest", "floor"])
 def test_transcription(known, terms, rng, record_deviation):
     losses = random_losses(rng, 60, terms)

@@ -13,6 +13,7 @@ from multiterm_optax import (
     weighted,
 )
 from tests._asserts import assert_identical, assert_message
+from tests._problems import sizes
 from tests.references import famo as reference
 from tests.weightings._runs import deviation, random_losses, run
 
@@ -33,7 +34,7 @@ def run_with_after(weighting, before, after):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("terms", [1, 2, 10])
+@pytest.mark.parametrize("terms", sizes(10, slow=(1, 2)))
 @pytest.mark.parametrize("told", [True, False], ids=["after", "next"])
 def test_transcription(told, terms, rng, record_deviation):
     losses = random_losses(rng, 60, terms)

@@ -6,6 +6,7 @@ import pytest
 
 from multiterm_optax import geometric_mean
 from tests._asserts import assert_identical
+from tests._problems import sizes
 from tests.weightings._runs import deviation, random_losses, run
 
 
@@ -17,7 +18,7 @@ def derivatives(losses):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("terms", [1, 2, 3, 10])
+@pytest.mark.parametrize("terms", sizes(3, slow=(1, 2, 10)))
 def test_transcription(terms, rng, record_deviation):
     losses = random_losses(rng, 40, terms)
     found, _ = run(geometric_mean(), losses)

@@ -16,6 +16,7 @@ from tests._asserts import (
     assert_zero,
 )
 from tests._methods import Method
+from tests._problems import sizes
 from tests.references.grad_vac import vaccinated
 from tests.weightings import _jacobians
 
@@ -81,7 +82,7 @@ def relative(found, expected):
 
 
 @pytest.mark.parametrize("drawn", [False, True])
-@pytest.mark.parametrize("terms", [2, 3, 10])
+@pytest.mark.parametrize("terms", sizes(3, slow=(2, 10)))
 def test_agrees_with_algorithm_1(x64, record_deviation, terms, drawn):
     batch = problem(terms)
     found, states = run(batch, 0.2, drawn)
@@ -109,7 +110,7 @@ def test_float32(record_deviation):
     assert deviation < 1e-5
 
 
-@pytest.mark.parametrize("terms", [2, 3, 10])
+@pytest.mark.parametrize("terms", sizes(3, slow=(2, 10)))
 def test_targets_of_zero_are_pcgrad(x64, terms):
     """Only cosines below 0 are below their target, and 0 is where PCGrad stops."""
     batch = problem(terms, seed=terms)

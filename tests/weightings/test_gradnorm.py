@@ -15,6 +15,7 @@ from multiterm_optax import (
 )
 from tests._asserts import assert_message
 from tests._methods import Method
+from tests._problems import sizes
 from tests.references import gradnorm as reference
 from tests.weightings._runs import (
     deviation,
@@ -44,7 +45,7 @@ def gramians(rows):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("terms", [2, 3, 10])
+@pytest.mark.parametrize("terms", sizes(3, slow=(2, 10)))
 @pytest.mark.parametrize("adam", [False, True], ids=["sgd", "adam"])
 @pytest.mark.parametrize("alpha", [0.12, 1.5])
 def test_transcription(alpha, adam, terms, rng, record_deviation):

@@ -7,6 +7,7 @@ import pytest
 from multiterm_optax import imtl_l
 from tests._asserts import assert_message
 from tests._methods import Method
+from tests._problems import sizes
 from tests.references import imtl_l as reference
 from tests.weightings._runs import deviation, random_losses, run
 
@@ -18,7 +19,7 @@ METHODS = {
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("terms", [2, 10])
+@pytest.mark.parametrize("terms", sizes(10, slow=(2,)))
 @pytest.mark.parametrize("adam", [False, True], ids=["sgd", "adam"])
 def test_transcription(adam, terms, rng, record_deviation):
     losses = random_losses(rng, 40, terms)

@@ -9,6 +9,7 @@ import pytest
 from multiterm_optax import lagrangian, value_and_weighted_grad
 from tests._asserts import assert_message
 from tests._methods import Method
+from tests._problems import sizes
 from tests.references import lagrangian as reference
 from tests.weightings._runs import deviation, random_losses, run
 
@@ -30,7 +31,7 @@ METHODS = {
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("terms", [1, 2, 10])
+@pytest.mark.parametrize("terms", sizes(10, slow=(1, 2)))
 @pytest.mark.parametrize(
     ("kp", "nu", "rho"), [(0.0, 0.0, 0.0), (2.0, 0.0, 0.0), (2.0, 0.9, 0.5)]
 )

@@ -8,6 +8,7 @@ import pytest
 from multiterm_optax import lbtw, value_and_term_grads, weighted
 from tests._asserts import assert_message
 from tests._methods import Method
+from tests._problems import sizes
 from tests.references import lbtw as reference
 from tests.weightings._runs import descend, deviation, random_losses, run
 
@@ -19,7 +20,7 @@ METHODS = {
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("terms", [2, 3, 10])
+@pytest.mark.parametrize("terms", sizes(3, slow=(2, 10)))
 @pytest.mark.parametrize("epoch", [None, 7])
 @pytest.mark.parametrize("sum_to", [None, "terms"])
 def test_transcription(sum_to, epoch, terms, rng, record_deviation):

@@ -11,7 +11,7 @@ import pytest
 from multiterm_optax import pcgrad, per_term, reweight, sum_terms
 from tests._asserts import assert_close, assert_finite, assert_message
 from tests._methods import Method
-from tests._problems import Pulls
+from tests._problems import Pulls, sizes
 from tests.references import adatask, flat
 from tests.references.pcgrad import surgery
 from tests.weightings import _groups
@@ -45,7 +45,7 @@ def mixing(rows):
     return weighting.update(rows @ rows.T, weighting.init(len(rows)))[0]
 
 
-@pytest.mark.parametrize("terms", [2, 3, 10])
+@pytest.mark.parametrize("terms", sizes(3, slow=(2, 10)))
 def test_agrees_with_algorithm_1(x64, record_deviation, terms):
     problem, orders = Pulls(terms, STEPS, seed=terms), documented_orders(terms)
     tx = optax.chain(
@@ -60,7 +60,7 @@ def test_agrees_with_algorithm_1(x64, record_deviation, terms):
     assert deviation < 1e-9
 
 
-@pytest.mark.parametrize("terms", [2, 3, 10])
+@pytest.mark.parametrize("terms", sizes(3, slow=(2, 10)))
 def test_in_front_of_adatask(x64, record_deviation, terms):
     problem, orders = Pulls(terms, STEPS, seed=terms), documented_orders(terms)
     tx = optax.chain(
@@ -87,7 +87,7 @@ def test_in_front_of_adatask(x64, record_deviation, terms):
     assert deviation < 1e-9
 
 
-@pytest.mark.parametrize("groups", _groups.GROUPINGS)
+@pytest.mark.parametrize("groups", _groups.SOME)
 def test_groups_are_operated_on_alone(x64, groups):
     orders = documented_orders(_groups.TERMS, _groups.STEPS)
     found = _groups.run(pcgrad(jax.random.key(KEY)), groups)
@@ -96,14 +96,14 @@ def test_groups_are_operated_on_alone(x64, groups):
 
 
 def test_two_terms_give_up_the_others_direction(x64):
-    rows = jnp.array([[3.0, 0.0], [-1.0, 1.0]])
-    new = mixing(rows) @ rows
-    assert_close(new, jnp.array([[1.5, 1.5], [0.0, 1.0]]), rtol=1e-12)
-    agreeing = jnp.array([[1.0, 0.0], [1.0, 1.0]])
+    rows = np.array([[3.0, 0.0], [-1.0, 1.0]])
+    new = np.asarray(mixing(rows)) @ rows
+    assert_close(new, np.array([[1.5, 1.5], [0.0, 1.0]]), rtol=1e-12)
+    agreeing = np.array([[1.0, 0.0], [1.0, 1.0]])
     assert mixing(agreeing).tolist() == [[1.0, 0.0], [0.0, 1.0]]
 
 
-@pytest.mark.parametrize("terms", [1, 2, 5, 64])
+@pytest.mark.parametrize("terms", sizes(3, slow=(1, 2, 5, 64)))
 @pytest.mark.parametrize("scale", [1e-15, 1e-10, 1.0, 1e5, 1e10, 1e15])
 def test_scale_changes_nothing(terms, scale):
     rows = np.random.default_rng(0).normal(size=(terms, 70)).astype(np.float32)
@@ -114,10 +114,10 @@ def test_scale_changes_nothing(terms, scale):
 
 def test_first_visited_conflict_is_gone(x64):
     # Row i is orthogonal to the last conflicting gradient it was projected off.
-    rows = np.random.default_rng(1).normal(size=(6, 20))
-    orders = documented_orders(6, 1)[0]
+    rows = np.random.default_rng(1).normal(size=(3, 20))
+    orders = documented_orders(3)[0]
     new = np.asarray(mixing(rows)) @ rows
-    last = [[j for j in orders[i] if j != i][-1] for i in range(6)]
+    last = [[j for j in orders[i] if j != i][-1] for i in range(3)]
     for i, j in enumerate(last):
         assert new[i] @ rows[j] >= -1e-12
 
@@ -128,8 +128,8 @@ def test_first_visited_conflict_is_gone(x64):
         np.zeros((3, 2)),
         np.array([[0.0, 0], [1, 1], [-1, 0]]),
         np.array([[1.0, 1], [-1, -1], [1, 1]]),
-        np.ones((4, 1)),
-        1e-30 * np.array([[1.0, 2], [-1, 0]]),
+        np.ones((3, 1)),
+        1e-30 * np.array([[1.0, 2], [-1, 0], [0, 0]]),
     ],
 )
 def test_degenerate_gradients_stay_finite(rows):
@@ -139,12 +139,12 @@ def test_degenerate_gradients_stay_finite(rows):
 
 
 def test_opposed_gradients_vanish():
-    rows = np.array([[1.0, 2], [-2, -4]], np.float32)
-    assert_close(mixing(rows) @ rows, jnp.zeros((2, 2)), rtol=0, atol=1e-6)
+    rows = np.array([[1.0, 2], [-2, -4], [0, 0]], np.float32)
+    assert_close(mixing(rows) @ rows, np.zeros((3, 2)), rtol=0, atol=1e-6)
 
 
 def test_orders_differ_from_step_to_step_and_from_term_to_term():
-    orders = np.array(documented_orders(8, 3))
+    orders = np.array(documented_orders(3))
     assert not np.array_equal(orders[0], orders[1])
     assert not np.array_equal(orders[0][0], orders[0][1])
 

@@ -8,6 +8,7 @@ import pytest
 from multiterm_optax import relobralo
 from tests._asserts import assert_message
 from tests._methods import Method
+from tests._problems import sizes
 from tests.references import relobralo as reference
 from tests.weightings._runs import random_losses, run
 
@@ -23,7 +24,7 @@ METHODS = {
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("terms", [2, 10])
+@pytest.mark.parametrize("terms", sizes(10, slow=(2,)))
 @pytest.mark.parametrize("rho", [0.0, 0.5, 1.0])
 def test_transcription(rho, terms, rng, record_deviation):
     losses = random_losses(rng, 200, terms)

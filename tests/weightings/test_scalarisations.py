@@ -11,6 +11,7 @@ import multiterm_optax as mt
 from tests._arguments import ByTerm
 from tests._asserts import assert_close, assert_finite, assert_message, assert_zero
 from tests._methods import Method
+from tests._problems import sizes
 from tests.references import scalarisations
 
 FACTORIES = {"cosmos": mt.cosmos, "pbi": mt.pbi}
@@ -55,7 +56,7 @@ def weights_of(name, losses, present=True, **arguments):
     return np.asarray(find(losses, given, mask))
 
 
-@pytest.mark.parametrize("terms", [2, 3, 10])
+@pytest.mark.parametrize("terms", sizes(3, slow=(2, 10)))
 def test_cosmos_is_the_gradient_of_its_objective(x64, record_deviation, rng, terms):
     losses = np.exp(rng.normal(size=(50, terms)))
     losses[:10, 0] *= -1
@@ -68,7 +69,7 @@ def test_cosmos_is_the_gradient_of_its_objective(x64, record_deviation, rng, ter
     assert gap < 1e-13
 
 
-@pytest.mark.parametrize("terms", [2, 3, 10])
+@pytest.mark.parametrize("terms", sizes(3, slow=(2, 10)))
 def test_pbi_is_the_gradient_of_its_objective(x64, record_deviation, rng, terms):
     losses = np.exp(rng.normal(size=(50, terms)))
     ideal = 0.5 * rng.normal(size=(50, terms))

@@ -8,6 +8,7 @@ import pytest
 from multiterm_optax import soft_uncertainty
 from tests._asserts import assert_message
 from tests._methods import Method
+from tests._problems import sizes
 from tests.weightings._runs import deviation, random_losses, run
 
 METHODS = {
@@ -22,7 +23,7 @@ def formula(losses, T):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("terms", [1, 2, 10])
+@pytest.mark.parametrize("terms", sizes(10, slow=(1, 2)))
 @pytest.mark.parametrize("temperature", [0.3, 20.0])
 def test_transcription(temperature, terms, rng, record_deviation):
     losses = random_losses(rng, 40, terms)

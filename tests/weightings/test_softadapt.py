@@ -9,6 +9,7 @@ import pytest
 from multiterm_optax import reweight, softadapt, value_and_term_grads, weighted
 from tests._asserts import assert_message
 from tests._methods import Method
+from tests._problems import sizes
 from tests.references import softadapt as reference
 from tests.weightings._runs import descend, deviation, random_losses, run
 
@@ -51,7 +52,7 @@ VARIANTS = {
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("terms", [2, 3, 10])
+@pytest.mark.parametrize("terms", sizes(3, slow=(2, 10)))
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_transcription(variant, terms, rng, record_deviation):
     defaults = {"beta": 1.3, "history": 5, "normalized": False, "eps": 1e-8}

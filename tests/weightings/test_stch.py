@@ -9,6 +9,7 @@ from multiterm_optax import stch
 from tests._arguments import ByTerm
 from tests._asserts import assert_close, assert_message
 from tests._methods import Method
+from tests._problems import sizes
 from tests.weightings._runs import deviation, random_losses, run
 
 METHODS = {
@@ -33,7 +34,7 @@ def derivatives(losses, mu, lam, nadir=None):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("terms", [1, 2, 10])
+@pytest.mark.parametrize("terms", sizes(10, slow=(1, 2)))
 @pytest.mark.parametrize("form", ["plain", "preference", "logarithm"])
 def test_transcription(form, terms, rng, record_deviation):
     losses = random_losses(rng, 40, terms)

@@ -9,6 +9,7 @@ from multiterm_optax import uncertainty, value_and_term_grads, weighted
 from tests._arguments import ByTerm
 from tests._asserts import assert_message
 from tests._methods import Method
+from tests._problems import sizes
 from tests.references import uncertainty as reference
 from tests.weightings._runs import (
     descend,
@@ -33,7 +34,7 @@ KINDS = ("regression", "classification")
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("terms", [2, 3, 10])
+@pytest.mark.parametrize("terms", sizes(3, slow=(2, 10)))
 @pytest.mark.parametrize("adam", [False, True], ids=["sgd", "adam"])
 @pytest.mark.parametrize("likelihood", [*KINDS, "mixed"])
 def test_transcription(likelihood, adam, terms, rng, record_deviation):
