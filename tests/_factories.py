@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 import multiterm_optax
 from tests import _arguments
@@ -79,6 +80,16 @@ def factories():
         if stage in stages()
         for name, function in exported_functions(stage).items()
     ]
+
+
+def example_params(dtype):
+    """A nested tree with a matrix, a scalar and a None; every leaf costs programs."""
+    matrix = np.random.default_rng(0).normal(size=(3, 2))
+    return {
+        "dense": {"w": jnp.asarray(matrix, dtype)},
+        "frozen": None,
+        "rest": (jnp.asarray(1.0, dtype), None),
+    }
 
 
 def example_losses(dtype=jnp.float32):

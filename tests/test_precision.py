@@ -16,10 +16,10 @@ from tests import _factories, _methods
 from tests._asserts import (
     assert_close,
     assert_finite,
-    assert_identical,
     assert_zero,
     named_leaves,
 )
+from tests.weightings import _steps
 
 K, STEPS = 3, 3
 SHAPES = {"matrix": (2, 3), "scalar": ()}  # few: each leaf is compiled
@@ -46,6 +46,11 @@ def _weighted(name):
 
 WEIGHTINGS = {name: functools.partial(_weighted, name) for name in _methods.factories()}
 MAKE = {**STAGES, **WEIGHTINGS}
+# How a weighting is applied is the stage's matter, and tried with one of each kind.
+APPLIED = [
+    *(pytest.param(name) for name in STAGES if name != "grad_drop"),
+    *_methods.sampled(WEIGHTINGS),
+]
 
 
 def unit_grads():
@@ -110,8 +115,11 @@ SIZES = {"large": 300.0, "small": 1e-3}
 HALF_NAMES = [*STAGES, "mgda", "pcgrad", "softadapt"]
 
 
-@pytest.mark.parametrize("name", MAKE)
-@pytest.mark.parametrize("dtype", HALF)
+# A weighting never sees the parameters: one dtype of theirs is enough.
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [*(("bfloat16", name) for name in MAKE), *(("float16", name) for name in STAGES)],
+)
 def test_statistics_are_kept_in_float32(name, dtype):
     params = rounded({name: np.zeros(shape) for name, shape in SHAPES.items()}, dtype)
     for path, leaf in named_leaves(jax.eval_shape(MAKE[name]().init, params)):
@@ -120,8 +128,15 @@ def test_statistics_are_kept_in_float32(name, dtype):
             assert leaf.dtype == expected, f"{path}: {leaf.dtype}"
 
 
-# These two compute in float32 whatever the gradients are: one dtype each is enough.
-ELSEWHERE = {("mgda", "float16"), ("pcgrad", "bfloat16")}
+# Squares overflow in float16 and vanish in it, so that all are run in that dtype. What
+# computes in float32 whatever the gradients are, or like another, is run in one only.
+IN_BFLOAT16 = {"balance_by_norm", "grad_drop", "mgda", "mtadam", "softadapt"}
+
+
+def by_default(dtype, name):
+    if dtype == "bfloat16":
+        return name in IN_BFLOAT16
+    return name != "mgda"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +144,7 @@ ELSEWHERE = {("mgda", "float16"), ("pcgrad", "bfloat16")}
     [
         pytest.param(
             *(dtype, name),
-            marks=pytest.mark.slow if (name, dtype) in ELSEWHERE else (),
+            marks=() if by_default(dtype, name) else pytest.mark.slow,
         )
         for dtype in HALF
         for name in HALF_NAMES
@@ -202,25 +217,21 @@ def test_mu_dtype_float32_keeps_the_digits_of_half_precision(name):
 
 
 @pytest.mark.parametrize("name", _methods.factories())
-def test_losses_in_half_precision_are_read_in_float32(name):
+@pytest.mark.parametrize("dtype", HALF)
+def test_losses_in_half_precision_are_read_in_float32(name, dtype):
+    """The first thing that is computed from them is their value in float32."""
     weighting = _methods.build(name, K)
     if not weighting.reads_losses:
         pytest.skip("it reads no losses")
-    losses = np.asarray([[0.5, 2.0, 3.0], [0.25, 1.0, 1.5]], jnp.bfloat16)
 
-    @jax.jit
-    def weights(*both):
-        found = []
-        for values in both:
-            state = weighting.init(K)
-            for row in values:
-                last, state = weighting.update(jnp.eye(K), state, losses=row)
-            found.append(last)
-        return found
+    def step(losses):
+        return weighting.update(jnp.eye(K), weighting.init(K), losses=losses)
 
-    narrow, wide = weights(losses, losses.astype(np.float32))
-    assert narrow.dtype == wide.dtype == jnp.float32
-    assert_identical(narrow, wide)
+    traced = jax.make_jaxpr(step)(jnp.ones(K, dtype))
+    assert traced.out_avals[0].dtype == jnp.float32
+    short = {"bfloat16": ":bf16[", "float16": ":f16["}[dtype]
+    results = [line.partition(" = ")[0] for line in str(traced).splitlines()]
+    assert sum(short in names for names in results) == 1, "only the argument is narrow"
 
 
 # Single precision.
@@ -281,7 +292,15 @@ def reads_dot_products(name):
     return name in {"adaptive_mgda", *DESCENDING}
 
 
-@pytest.mark.parametrize("name", [name for name in MAKE if name != "grad_drop"])
+def digits_of(name, case):
+    if not reads_dot_products(name):
+        return 1e-6
+    declared = _methods.methods().get(name)
+    digits = declared.digits if declared else DESCENDING.get(name, 1e-6)
+    return 1e-2 if case in CANCELLING else digits
+
+
+@pytest.mark.parametrize("name", APPLIED)
 @pytest.mark.parametrize("case", CASES)
 def test_thirty_six_orders_of_magnitude(name, case):
     grads, losses = sized(case)
@@ -289,13 +308,49 @@ def test_thirty_six_orders_of_magnitude(name, case):
     expected, _ = run(name, "float64", grads, losses)
     assert_finite(found)
     assert_finite(state)
-    digits = DESCENDING.get(name, 1e-6)
-    if reads_dot_products(name):
-        declared = _methods.methods().get(name)
-        digits = declared.digits if declared else digits
-        digits = 1e-2 if case in CANCELLING else digits
     measure = grads if name in DESCENDING else expected
-    assert deviation(found, expected, name in KEEP_TERMS, measure) <= digits
+    gap = deviation(found, expected, name in KEEP_TERMS, measure)
+    assert gap <= digits_of(name, case)
+
+
+def rows_of(case):
+    """Gradients [STEPS, K, P] of a case, and the losses."""
+    grads, losses = sized(case)
+    return np.concatenate([g.reshape(STEPS, K, -1) for g in grads.values()], 2), losses
+
+
+@functools.cache
+def directions(name):
+    """The directions of each step of all cases, from weights in both precisions."""
+    rows, losses = (np.stack(part) for part in zip(*map(rows_of, CASES), strict=True))
+    gramians = np.einsum("ctip,ctjp->ctij", rows, rows)
+    narrow, states = _steps.run_batch(name, gramians, losses)
+    assert narrow.dtype == np.float32
+    wide = np.empty(narrow.shape)
+    exact = np.einsum("ctip,ctjp->ctij", np.float64(rows), np.float64(rows))
+    with jax.enable_x64(True):
+        update = _steps.update_of(name)[1]
+        for case in range(len(CASES)):
+            state = _methods.build(name, K).init(K)
+            for t in range(STEPS):
+                seen, heard = _steps.read(
+                    name, exact[case, t], np.float64(losses[case, t])
+                )
+                wide[case, t], state = update(seen, state, losses=heard)
+    found = []
+    for weights in (narrow, wide):
+        total = weights if weights.ndim == 3 else weights.sum(axis=2)
+        found.append(np.einsum("ctk,ctkp->ctp", np.float64(total), np.float64(rows)))
+    return (*found, states)
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_weights_over_thirty_six_orders_of_magnitude(name):
+    found, expected, states = directions(name)
+    assert_finite((found, states))
+    for i, case in enumerate(CASES):
+        gap = deviation(found[i], expected[i], False, expected[i])
+        assert gap <= digits_of(name, case), case
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from multiterm_optax import reweight as reweight_by
 from tests import _methods
-from tests.weightings import _jacobians, _properties
+from tests.weightings import _jacobians, _properties, _steps
 
 PARAMETERS = 24
 SCALES = [1e-15, 1e-10, 1.0, 1e5, 1e10, 1e15]
@@ -36,8 +36,10 @@ def each(names):
 def deep(names):
     """Names and numbers of terms: two and 64, and variants of a method, are slow.
 
-    One term alone has a test of its own, in test_contract.py.
+    These run the programs that users have, of whose roundings the bounds are made. One
+    term alone has a test of its own, in test_contract.py.
     """
+    slow = [pytest.mark.slow, pytest.mark.usefixtures("full_compilation")]
     own = _methods.factories()
     return pytest.mark.parametrize(
         ("name", "terms"),
@@ -45,7 +47,7 @@ def deep(names):
             pytest.param(
                 name,
                 terms,
-                marks=[] if terms == 3 and name in own else pytest.mark.slow,
+                marks=[] if terms == 3 and name in own else slow,
             )
             for name in names
             for terms in (2, 3, 64)
@@ -54,10 +56,6 @@ def deep(names):
 
 
 every_method = each(FOUND)
-
-
-# Bounds are roundings of the programs that users have.
-pytestmark = pytest.mark.usefixtures("full_compilation")
 
 
 @functools.cache
@@ -75,17 +73,26 @@ def compiled(name, x64):
     return weigh
 
 
+def shared(name, rows):
+    """The same weights, from the program that other shared tests run, too."""
+    one_step = np.ones((1, 1, len(rows)))
+    weights, _ = _steps.run_batch(name, rows @ rows.T, one_step)
+    return weights[0, 0]
+
+
 @functools.cache
-def weights_of(name, x64, shape, dtype, entries):
+def weights_of(name, x64, quick, shape, dtype, entries):
     """Many promises are about the same gradients: their weights are found once."""
     rows = np.frombuffer(entries, dtype).reshape(shape)
+    if quick and not x64 and len(rows) == _steps.TERMS:
+        return shared(name, rows)
     return np.asarray(compiled(name, x64)(rows))
 
 
 def method(name):
-    x64 = bool(jax.config.jax_enable_x64)
+    x64, quick = jax.config.jax_enable_x64, jax.config.jax_disable_most_optimizations
     return lambda rows: weights_of(
-        name, x64, rows.shape, rows.dtype.str, rows.tobytes()
+        name, x64, quick, rows.shape, rows.dtype.str, rows.tobytes()
     )
 
 
@@ -163,7 +170,7 @@ def test_min_norm(name, terms):
 
 
 @pytest.mark.slow  # test_contract.py and test_absent.py run in float64
-@pytest.mark.usefixtures("x64")
+@pytest.mark.usefixtures("x64", "full_compilation")
 class TestDoublePrecision:
     """The same promises in float64, and to its digits."""
 

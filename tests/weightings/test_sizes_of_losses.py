@@ -3,18 +3,26 @@
 Losses that are not finite are covered by each method's own tests.
 """
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests import _methods
+from tests.weightings import _steps
 
 READERS = {
     name: method
     for name, method in _methods.methods().items()
     if method.make(3).reads_losses
 }
+# A variant has a program of its own.
+each_reader = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[] if n in _methods.factories() else pytest.mark.slow)
+        for n in READERS
+    ],
+)
+GRAMIAN = np.array([[4.0, -1.0, 0.5], [-1.0, 1.0, 0.2], [0.5, 0.2, 2.0]])
 # Three steps each, of losses that rise, fall and vanish.
 RUNS = np.array(
     [
@@ -29,17 +37,8 @@ RUNS = np.array(
 )
 
 
-@pytest.mark.parametrize("name", READERS)
+@each_reader
 def test_weights_are_finite(name):
-    weighting = READERS[name].make(3)
-    gramian = jnp.array([[4.0, -1.0, 0.5], [-1.0, 1.0, 0.2], [0.5, 0.2, 2.0]])
-    products = _methods.products(READERS[name], gramian)
-
-    def step(state, losses):
-        weights, state = weighting.update(products, state, losses=losses)
-        return state, weights
-
-    start = weighting.init(3)
-    weights = jax.jit(jax.vmap(lambda run: jax.lax.scan(step, start, run)[1]))(RUNS)
+    weights, _ = _steps.run_batch(name, GRAMIAN, RUNS)
     assert np.all(np.isfinite(weights)), weights
-    assert READERS[name].signed or np.all(np.asarray(weights) >= 0), weights
+    assert READERS[name].signed or np.all(weights >= 0), weights
