@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxlib import version
 
 from multiterm_optax import _terms
 from multiterm_optax.gradients import _inputs
@@ -13,36 +14,57 @@ from multiterm_optax.gradients._outputs import equations, split_outputs
 Passes = Literal["unroll", "vmap", "loop"]
 PASSES = (None, "unroll", "vmap", "loop")
 
-# For more terms an unrolled program takes long to compile.
+# For more terms an unrolled program takes long to compile, and a batch much memory.
 MAX_UNROLLED = 16
+
+# Older versions compute batched passes wrongly on CPU, those of ``jax.jacrev`` as well:
+# behind normalisation, softmax or attention gradients can be wrong altogether.
+RIGHT_JAXLIB = (0, 11, 0)
 
 
 def choose(
-    linear: Callable[..., Any], primals: tuple[Any, ...], num_terms: int
+    linear: Callable[..., Any],
+    inputs: tuple[Any, ...],
+    num_terms: int,
+    *,
+    keeps_all: bool = False,
 ) -> Passes:
-    """Chooses a way that suits the number of terms, the program and the machine."""
-    if num_terms <= MAX_UNROLLED:
+    """The way that is fastest for a program on the machine and the jaxlib at hand.
+
+    Accelerators batch the passes, unless a mesh spreads the program over devices, where
+    a batch sends more. The other choices are for CPU. Up to 16 terms, products with
+    batch dimensions, such as those of attention, are faster in a batch; all else is
+    unrolled. Beyond, a loop needs the least memory, except that XLA:CPU is slow at
+    convolutions in one, and that a caller who ``keeps_all`` the passes' inner results
+    holds them in any case. Nothing is batched by a jaxlib that does so wrongly.
+
+    @TABLE@
+    """
+    few = num_terms <= MAX_UNROLLED
+    if few and jax.sharding.get_abstract_mesh().size > 1:
         return "unroll"
-    # A batch of passes uses an accelerator better than one pass, and XLA:CPU is slow at
-    # convolutions in a loop. Otherwise a loop is as fast, needs the least memory, and
-    # avoids a fault of jaxlib 0.10 (fixed in 0.12), whose fused batched products on CPU
-    # give wrong gradients for attention under vmap.
     if jax.default_backend() != "cpu":
         return "vmap"
-    names = {eqn.primitive.name for eqn in equations(linear, primals)}
-    return "vmap" if "conv_general_dilated" in names else "loop"
+    found = list(equations(linear, inputs))
+    if few:
+        faster = any(map(_is_batched, found))
+        return "vmap" if faster and batches_are_right() else "unroll"
+    if any(eqn.primitive.name == "conv_general_dilated" for eqn in found):
+        return "vmap" if batches_are_right() else "unroll"
+    return "vmap" if keeps_all and batches_are_right() else "loop"
 
 
-def in_a_batch(linear: Callable[..., Any], inputs: tuple[Any, ...]) -> Passes:
-    """``"vmap"``, except for programs that an older XLA:CPU gets wrong in a batch."""
-    if jax.default_backend() != "cpu":
-        return "vmap"
-    for eqn in equations(linear, inputs):
-        if eqn.primitive.name == "dot_general":
-            _, (batched, _) = eqn.params["dimension_numbers"]
-            if batched:
-                return "loop"
-    return "vmap"
+def batches_are_right() -> bool:
+    """Whether the jaxlib at hand computes a batch of passes correctly."""
+    return jax.default_backend() != "cpu" or version.__version_info__ >= RIGHT_JAXLIB
+
+
+def _is_batched(eqn: Any) -> bool:
+    """Whether an operation is a matrix product with batch dimensions."""
+    if eqn.primitive.name != "dot_general":
+        return False
+    _, (batch_dimensions, _) = eqn.params["dimension_numbers"]
+    return bool(batch_dimensions)
 
 
 def unrolled(
