@@ -1,9 +1,9 @@
 """Which way K backward passes run fastest: unrolled, in a batch or in a loop.
 
-    python examples/benchmarks/passes.py                       # some quarters of an hour
+    python examples/benchmarks/passes.py                   # half an hour and more
     python examples/benchmarks/passes.py small conv --terms 2 10
     python examples/benchmarks/passes.py --kind gramian transformer
-    python examples/benchmarks/passes.py --short               # anywhere: does it run?
+    python examples/benchmarks/passes.py --short           # anywhere: does it run?
 
 For models of several structures it times the K gradients of ``value_and_term_grads``
 by each way of ``passes=``, or the whole step of ``value_and_weighted_grad``: its
