@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.lib
 import jax.numpy as jnp
-from jaxlib import version
 
 from multiterm_optax import _terms
 from multiterm_optax.gradients import _inputs
@@ -17,9 +17,12 @@ PASSES = (None, "unroll", "vmap", "loop")
 # For more terms an unrolled program takes long to compile, and a batch much memory.
 MAX_UNROLLED = 16
 
+# Fewer passes through a scan are not faster in a batch.
+_MIN_BATCHED_SCAN = 8
+
 # Older versions compute batched passes wrongly on CPU, those of ``jax.jacrev`` as well:
 # behind normalisation, softmax or attention gradients can be wrong altogether.
-RIGHT_JAXLIB = (0, 11, 0)
+RIGHT_JAXLIB = (0, 11)
 
 
 def choose(
@@ -33,12 +36,29 @@ def choose(
 
     Accelerators batch the passes, unless a mesh spreads the program over devices, where
     a batch sends more. The other choices are for CPU. Up to 16 terms, products with
-    batch dimensions, such as those of attention, are faster in a batch; all else is
-    unrolled. Beyond, a loop needs the least memory, except that XLA:CPU is slow at
-    convolutions in one, and that a caller who ``keeps_all`` the passes' inner results
-    holds them in any case. Nothing is batched by a jaxlib that does so wrongly.
+    batch dimensions, as in attention, are faster in a batch, and so are 8 and more
+    passes through a scan; all else is unrolled. Beyond, a loop needs the least memory,
+    but XLA:CPU is slow at convolutions in one, and a caller who ``keeps_all`` inner
+    results of the passes holds them in any case. Where the jaxlib gets batches wrong,
+    there are none.
 
-    @TABLE@
+    Times of a batch over those of unrolled passes, on two cores (JAX 0.10 / 0.12), and
+    its temporaries over theirs (0.12), from examples/benchmarks/passes.py:
+
+    ==================  ===========  ===========  ===========  ===========
+    program             time, K = 2  K = 10       memory, K=2  K = 10
+    ==================  ===========  ===========  ===========  ===========
+    dense, small        0.93 / 0.93  0.67 / 0.71  1.6          1.7
+    dense, 3 million    1.01 / 1.44  0.83 / 0.99  1.0          0.6
+    convolutions        0.99 / 0.93  1.30 / 1.15  1.6          1.6
+    scan over layers    0.87 / 1.14  0.75 / 0.76  0.8          0.9
+    scan over time      0.92 / 0.89  0.82 / 0.72  1.0          1.5
+    attention           0.85 / 0.79  0.82 / 0.82  1.1          1.4
+    experts, remat      0.86 / 0.87  0.89 / 0.64  0.7          0.5
+    ==================  ===========  ===========  ===========  ===========
+
+    With 32 terms a batch took 0.5 to 1.2 times as long as a loop, and 3 to 22 times its
+    temporaries. On an H200 a batch took 0.50 to 0.94 of the unrolled time, K = 2 to 10.
     """
     few = num_terms <= MAX_UNROLLED
     if few and jax.sharding.get_abstract_mesh().size > 1:
@@ -46,17 +66,23 @@ def choose(
     if jax.default_backend() != "cpu":
         return "vmap"
     found = list(equations(linear, inputs))
+    names = {eqn.primitive.name for eqn in found}
+    right, convolves = batches_are_right(), "conv_general_dilated" in names
     if few:
-        faster = any(map(_is_batched, found))
-        return "vmap" if faster and batches_are_right() else "unroll"
-    if any(eqn.primitive.name == "conv_general_dilated" for eqn in found):
-        return "vmap" if batches_are_right() else "unroll"
-    return "vmap" if keeps_all and batches_are_right() else "loop"
+        faster = any(map(_is_batched, found)) or (
+            "scan" in names and num_terms >= _MIN_BATCHED_SCAN
+        )
+        return "vmap" if right and faster and not convolves else "unroll"
+    if convolves:
+        return "vmap" if right else "unroll"
+    return "vmap" if right and keeps_all else "loop"
 
 
 def batches_are_right() -> bool:
     """Whether the jaxlib at hand computes a batch of passes correctly."""
-    return jax.default_backend() != "cpu" or version.__version_info__ >= RIGHT_JAXLIB
+    if jax.default_backend() != "cpu":
+        return True
+    return tuple(map(int, jax.lib.__version__.split(".")[:2])) >= RIGHT_JAXLIB
 
 
 def _is_batched(eqn: Any) -> bool:
