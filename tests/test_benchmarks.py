@@ -252,6 +252,15 @@ def test_rows_script_runs_anywhere(load, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("kind", "ways"), [("grads", 3), ("gramian", 6)])
+def test_passes_script_runs_anywhere(load, kind, ways):
+    results = load("passes").main(["small", "experts", "--short", "--kind", kind])
+    assert {model for model, _ in results} == {"small", "experts"}
+    assert all(len(taken) == ways for taken in results.values())
+    assert np.isfinite([list(taken.values()) for taken in results.values()]).all()
+
+
+@pytest.mark.slow
 def test_costs_script_runs_anywhere_and_counts(load, capsys):
     found = load("costs").main(["--short"])
     printed = capsys.readouterr().out

@@ -112,13 +112,14 @@ def _split(program: _cuts.Program, found: Sequence[Any]) -> tuple[list[Any], lis
 
 
 def _of_cuts(program: _cuts.Program, losses: Any, num_terms: int) -> Gramian:
-    if num_terms <= _passes.MAX_UNROLLED:
+    # The cotangents of all terms are needed at once.
+    passes = _passes.choose(program.rest, program.inputs, num_terms, keeps_all=True)
+    if passes == "unroll":
         rows = _passes.unrolled(program.rest, program.inputs, num_terms)
         kept, cotangents = _split(program, list(zip(*rows, strict=True)))
         total = _products.gramian_of_rows(*kept, num_terms=num_terms)
         cotangents = [jnp.stack(rows) for rows in cotangents]
     else:
-        passes = _passes.in_a_batch(program.rest, program.inputs)
         grads = _passes.of_each_term(
             program.rest, program.inputs, losses, num_terms, passes
         )
@@ -167,7 +168,7 @@ def _choose(
 ) -> Passes:
     passes = _passes.choose(linear, primals, num_terms)
     if passes == "loop" and any(map(_spoils_forward, equations(linear, primals))):
-        return "vmap"
+        return "vmap" if _passes.batches_are_right() else "unroll"
     return passes
 
 

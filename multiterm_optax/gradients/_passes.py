@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.lib
 import jax.numpy as jnp
 
 from multiterm_optax import _terms
@@ -13,36 +14,83 @@ from multiterm_optax.gradients._outputs import equations, split_outputs
 Passes = Literal["unroll", "vmap", "loop"]
 PASSES = (None, "unroll", "vmap", "loop")
 
-# For more terms an unrolled program takes long to compile.
+# For more terms an unrolled program takes long to compile, and a batch much memory.
 MAX_UNROLLED = 16
+
+# Fewer passes through a scan are not faster in a batch.
+_MIN_BATCHED_SCAN = 8
+
+# Older versions compute batched passes wrongly on CPU, those of ``jax.jacrev`` as well:
+# behind normalisation, softmax or attention gradients can be wrong altogether.
+RIGHT_JAXLIB = (0, 11)
 
 
 def choose(
-    linear: Callable[..., Any], primals: tuple[Any, ...], num_terms: int
+    linear: Callable[..., Any],
+    inputs: tuple[Any, ...],
+    num_terms: int,
+    *,
+    keeps_all: bool = False,
 ) -> Passes:
-    """Chooses a way that suits the number of terms, the program and the machine."""
-    if num_terms <= MAX_UNROLLED:
+    """The way that is fastest for a program on the machine and the jaxlib at hand.
+
+    Accelerators batch the passes, unless a mesh spreads the program over devices, where
+    a batch sends more. The other choices are for CPU. Up to 16 terms, products with
+    batch dimensions, as in attention, are faster in a batch, and so are 8 and more
+    passes through a scan; all else is unrolled. Beyond, a loop needs the least memory,
+    but XLA:CPU is slow at convolutions in one, and a caller who ``keeps_all`` inner
+    results of the passes holds them in any case. Where the jaxlib gets batches wrong,
+    there are none.
+
+    Times of a batch over those of unrolled passes, on two cores (JAX 0.10 / 0.12), and
+    its temporaries over theirs (0.12), from examples/benchmarks/passes.py:
+
+    ==================  ===========  ===========  ===========  ===========
+    program             time, K = 2  K = 10       memory, K=2  K = 10
+    ==================  ===========  ===========  ===========  ===========
+    dense, small        0.93 / 0.93  0.67 / 0.71  1.6          1.7
+    dense, 3 million    1.01 / 1.44  0.83 / 0.99  1.0          0.6
+    convolutions        0.99 / 0.93  1.30 / 1.15  1.6          1.6
+    scan over layers    0.87 / 1.14  0.75 / 0.76  0.8          0.9
+    scan over time      0.92 / 0.89  0.82 / 0.72  1.0          1.5
+    attention           0.85 / 0.79  0.82 / 0.82  1.1          1.4
+    experts, remat      0.86 / 0.87  0.89 / 0.64  0.7          0.5
+    ==================  ===========  ===========  ===========  ===========
+
+    With 32 terms a batch took 0.5 to 1.2 times as long as a loop, and 3 to 22 times its
+    temporaries. On an H200 a batch took 0.50 to 0.94 of the unrolled time, K = 2 to 10.
+    """
+    few = num_terms <= MAX_UNROLLED
+    if few and jax.sharding.get_abstract_mesh().size > 1:
         return "unroll"
-    # A batch of passes uses an accelerator better than one pass, and XLA:CPU is slow at
-    # convolutions in a loop. Otherwise a loop is as fast, needs the least memory, and
-    # avoids a fault of jaxlib 0.10 (fixed in 0.12), whose fused batched products on CPU
-    # give wrong gradients for attention under vmap.
     if jax.default_backend() != "cpu":
         return "vmap"
-    names = {eqn.primitive.name for eqn in equations(linear, primals)}
-    return "vmap" if "conv_general_dilated" in names else "loop"
+    found = list(equations(linear, inputs))
+    names = {eqn.primitive.name for eqn in found}
+    right, convolves = batches_are_right(), "conv_general_dilated" in names
+    if few:
+        faster = any(map(_is_batched, found)) or (
+            "scan" in names and num_terms >= _MIN_BATCHED_SCAN
+        )
+        return "vmap" if right and faster and not convolves else "unroll"
+    if convolves:
+        return "vmap" if right else "unroll"
+    return "vmap" if right and keeps_all else "loop"
 
 
-def in_a_batch(linear: Callable[..., Any], inputs: tuple[Any, ...]) -> Passes:
-    """``"vmap"``, except for programs that an older XLA:CPU gets wrong in a batch."""
+def batches_are_right() -> bool:
+    """Whether the jaxlib at hand computes a batch of passes correctly."""
     if jax.default_backend() != "cpu":
-        return "vmap"
-    for eqn in equations(linear, inputs):
-        if eqn.primitive.name == "dot_general":
-            _, (batched, _) = eqn.params["dimension_numbers"]
-            if batched:
-                return "loop"
-    return "vmap"
+        return True
+    return tuple(map(int, jax.lib.__version__.split(".")[:2])) >= RIGHT_JAXLIB
+
+
+def _is_batched(eqn: Any) -> bool:
+    """Whether an operation is a matrix product with batch dimensions."""
+    if eqn.primitive.name != "dot_general":
+        return False
+    _, (batch_dimensions, _) = eqn.params["dimension_numbers"]
+    return bool(batch_dimensions)
 
 
 def unrolled(

@@ -55,8 +55,9 @@ def value_and_row_grads(
       capacity: The most rows that a term can have, if the sampler guarantees a limit:
         there are K passes of ``capacity`` rows, and a term with more rows gets the loss
         and the gradient NaN. ``None``: 2K - 1 passes of ``ceil(B / K)`` rows.
-      passes: ``"unroll"``, ``"vmap"``, ``"loop"`` or ``None``, as in
-        :func:`value_and_term_grads`.
+      passes: ``"unroll"``, ``"vmap"`` or ``"loop"``, as in
+        :func:`value_and_term_grads`. ``None``: ``"unroll"`` up to 16 terms, else
+        ``"vmap"``.
 
     Returns:
       A function ``fn(params, rows, row_terms, *args, row_weights=None, **kwargs)``

@@ -32,10 +32,13 @@ def value_and_term_grads(
       argnums: Positional argument, or arguments, to differentiate.
       has_aux: Whether ``losses_fn`` returns ``(losses, aux)``.
       passes: How the K backward passes run. ``"unroll"``: one after another, so that
-        XLA shares what they have in common; ``"vmap"``: in a batch (more memory; wrong
-        for attention on CPU with jaxlib 0.10, as ``jax.jacrev`` is); ``"loop"``: in a
-        loop (least memory; very slow for convolutions on CPU). ``None``: ``"unroll"``
-        up to 16 terms; beyond, ``"loop"`` on CPU without convolutions, else ``"vmap"``.
+        XLA shares what they have in common; ``"vmap"``: in a batch (more memory; can be
+        wrong on CPU with jaxlib 0.10, as ``jax.jacrev`` is); ``"loop"``: in a loop
+        (least memory; very slow for convolutions on CPU). ``None``: the fastest by
+        measurement. That is ``"vmap"`` on accelerators; on CPU, up to 16 terms,
+        ``"vmap"`` for attention and scans and else ``"unroll"``, and beyond ``"loop"``
+        or, with convolutions, ``"vmap"``. Where ``"vmap"`` can be wrong it is not
+        chosen, nor for up to 16 terms in a mesh of several devices.
 
     Returns:
       A function with the arguments of ``losses_fn`` that returns ``(losses, grads)``,

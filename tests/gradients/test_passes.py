@@ -1,0 +1,157 @@
+"""How K backward passes run by default, and that batched ones are right."""
+
+import contextlib
+import functools
+
+import jax
+import jax.lib
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from multiterm_optax import Weighting, term_grads, value_and_weighted_grad
+from multiterm_optax.gradients import _passes
+from tests._asserts import assert_close
+
+WIDTH = 32
+
+
+def normed(x, axis=-1):
+    centred = x - x.mean(axis, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.square(centred).mean(axis, keepdims=True) + 1e-5)
+
+
+def dense(params, x):
+    return x + normed(jnp.tanh(x @ params["in"]) @ params["out"])
+
+
+def attention(params, x):
+    """Attention with four heads."""
+    batch, length, width = x.shape
+    split = (x @ params["in"]).reshape(batch, length, 4, -1).swapaxes(1, 2)
+    mixed = jax.nn.softmax(split @ split.swapaxes(2, 3)) @ split
+    mixed = mixed.swapaxes(1, 2).reshape(batch, length, width)
+    return x + normed(mixed @ params["out"])
+
+
+def recurrent(params, x):
+    def step(hidden, part):
+        hidden = jnp.tanh(hidden @ params["in"] + part @ params["out"])
+        return hidden, hidden
+
+    return jax.lax.scan(step, x[:, 0], x.swapaxes(0, 1))[1].swapaxes(0, 1)
+
+
+def convolved(params, x):
+    kernel = params["kernel"]
+    layout = ("NWC", "WIO", "NWC")
+    return normed(
+        jax.lax.conv_general_dilated(x, kernel, (1,), "SAME", dimension_numbers=layout)
+    )
+
+
+def losses_fn(params, x, model):
+    return jnp.square(model(params, x).mean(axis=1) @ params["head"] - 1).mean(axis=0)
+
+
+def problem(num_terms):
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    params = {name: normal(WIDTH, WIDTH) / 6 for name in ("in", "out")}
+    params["head"] = normal(WIDTH, num_terms) / 4
+    params["kernel"] = normal(3, WIDTH, WIDTH) / 10
+    return params, normal(16, 32, WIDTH)
+
+
+# --- what is chosen ------------------------------------------------------------------
+
+
+def chosen(model, num_terms, mesh=None, **options):
+    params, x = problem(num_terms)
+    found = []
+
+    def record(params):
+        loss = functools.partial(losses_fn, x=x, model=model)
+        _, linear = jax.linearize(loss, params)
+        with mesh or contextlib.nullcontext():
+            found.append(_passes.choose(linear, (params,), num_terms, **options))
+
+    jax.eval_shape(record, params)
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "few", "many"),
+    [
+        (dense, "unroll", "loop"),
+        (recurrent, "vmap", "loop"),
+        (attention, "vmap", "loop"),
+        (convolved, "unroll", "vmap"),
+    ],
+)
+def test_choice_on_cpu(monkeypatch, model, few, many):
+    monkeypatch.setattr(jax.lib, "__version__", "0.11.0")
+    assert (chosen(model, 16), chosen(model, 17)) == (few, many)
+    assert chosen(model, 2) == ("unroll" if model is recurrent else few)
+    assert chosen(model, 17, keeps_all=True) == "vmap"
+    # A jaxlib that gets batches wrong is given none.
+    monkeypatch.setattr(jax.lib, "__version__", "0.10.2")
+    assert chosen(model, 16) == "unroll"
+    without = "unroll" if model is convolved else "loop"
+    assert chosen(model, 17) == chosen(model, 17, keeps_all=True) == without
+
+
+@pytest.mark.parametrize("model", [dense, attention])
+def test_accelerators_batch_but_for_a_mesh(monkeypatch, model):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.lib, "__version__", "0.10.2")
+    assert chosen(model, 2) == chosen(model, 17) == "vmap"
+    mesh = jax.sharding.AbstractMesh((8,), ("data",))
+    assert chosen(model, 2, jax.sharding.use_abstract_mesh(mesh)) == "unroll"
+    assert chosen(model, 17, jax.sharding.use_abstract_mesh(mesh)) == "vmap"
+
+
+# --- what comes out ------------------------------------------------------------------
+
+
+def last_alone(model, num_terms):
+    """The gradient of the last term, from ``jax.grad``."""
+    params, x = problem(num_terms)
+    return jax.jit(jax.grad(lambda p: losses_fn(p, x, model)[-1]))(params)
+
+
+# In a batch jaxlib 0.10 gets the later terms of these programs wrong, by 2% and more.
+@pytest.mark.parametrize(
+    ("model", "num_terms"), [(dense, 17), (attention, 10), (convolved, 17)]
+)
+@pytest.mark.parametrize("passes", [None, "vmap"])
+def test_last_of_many_terms(model, num_terms, passes):
+    if passes == "vmap" and not _passes.batches_are_right():
+        pytest.skip("this jaxlib computes batched passes wrongly")
+    params, x = problem(num_terms)
+    found = jax.jit(term_grads(losses_fn, passes=passes), static_argnums=2)
+    last = jax.tree.map(lambda leaf: leaf[-1], found(params, x, model))
+    assert_close(last, last_alone(model, num_terms), rtol=1e-4)
+
+
+def read_gramian():
+    """A weighting that keeps the gramian as its state."""
+    return Weighting(
+        lambda num_terms: jnp.zeros((num_terms, num_terms)),
+        lambda gramian, state, **_: (jnp.ones(len(gramian)), gramian),
+    )
+
+
+@pytest.mark.parametrize(("model", "num_terms"), [(attention, 10), (dense, 17)])
+def test_gramian_of_many_terms(model, num_terms):
+    params, x = problem(num_terms)
+    pair = value_and_weighted_grad(
+        functools.partial(losses_fn, model=model), read_gramian()
+    )
+    _, _, state = jax.jit(pair.update)(pair.init(num_terms), params, x)
+    last = jax.tree.leaves(last_alone(model, num_terms))
+    squared = sum(np.sum(np.square(np.float64(leaf))) for leaf in last)
+    np.testing.assert_allclose(state.weighting[-1, -1], squared, rtol=1e-4)
