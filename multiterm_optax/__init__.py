@@ -14,6 +14,7 @@ from multiterm_optax.gradients import ntk_traces as ntk_traces
 from multiterm_optax.gradients import residual_attention as residual_attention
 from multiterm_optax.gradients import stack_terms as stack_terms
 from multiterm_optax.gradients import term_grads as term_grads
+from multiterm_optax.gradients import value_and_max_adam as value_and_max_adam
 from multiterm_optax.gradients import value_and_one_grad as value_and_one_grad
 from multiterm_optax.gradients import check_row_losses as check_row_losses
 from multiterm_optax.gradients import value_and_feature_grad as value_and_feature_grad

@@ -12,6 +12,13 @@ from multiterm_optax.gradients._check_row_losses import (
 from multiterm_optax.gradients._feature_grad import (
     value_and_feature_grad as value_and_feature_grad,
 )
+from multiterm_optax.gradients._max_adam_grad import MaxAdamGrad as MaxAdamGrad
+from multiterm_optax.gradients._max_adam_grad import (
+    MaxAdamGradState as MaxAdamGradState,
+)
+from multiterm_optax.gradients._max_adam_grad import (
+    value_and_max_adam as value_and_max_adam,
+)
 from multiterm_optax.gradients._ntk_traces import ntk_traces as ntk_traces
 from multiterm_optax.gradients._one_grad import value_and_one_grad as value_and_one_grad
 from multiterm_optax.gradients._residual_attention import (
