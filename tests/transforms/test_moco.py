@@ -31,7 +31,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    # With absent terms there are schedules, too.
+    [
+        pytest.param(case, marks=pytest.mark.slow if case == "schedules" else [])
+        for case in CASES
+    ],
+)
 def test_agrees_with_algorithm_1(x64, record_deviation, case):
     terms, rho, numbers, masked = CASES[case]
     (beta, gamma), schedules = rates(*numbers)

@@ -12,6 +12,11 @@ def random_losses(rng, steps, terms):
     return np.exp(drift + rng.normal(size=terms))
 
 
+def filled(batch, size=64):
+    """The batch, repeated to a multiple of ``size``: one program serves all batches."""
+    return np.resize(batch, (-(-len(batch) // size) * size, *batch.shape[1:]))
+
+
 def run(weighting, losses, gramians=None):
     """Weights that each step uses [steps, K], and the last state."""
     losses = jnp.asarray(losses)

@@ -18,6 +18,7 @@ from tests._methods import Method
 from tests._problems import sizes
 from tests.references import config as reference
 from tests.weightings import _jacobians
+from tests.weightings._runs import filled
 
 METHODS = {"config": Method(config)}
 
@@ -48,7 +49,8 @@ def directions(batch, preference=None, present=None):
         np.broadcast_to(True if present is None else present, shape),
     ]
     find = _compiled(bool(jax.config.jax_enable_x64))
-    weights = np.asarray(find(gramians, given[0].astype(batch.dtype), given[1]))
+    given = gramians, given[0].astype(batch.dtype), given[1]
+    weights = np.asarray(find(*map(filled, given)))[: len(batch)]
     return np.einsum("nk,nkp->np", weights.astype(np.float64), exact)
 
 

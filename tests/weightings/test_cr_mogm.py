@@ -36,7 +36,7 @@ def formula(found, decay):
     return np.stack(smoothed)
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.9])
+@pytest.mark.parametrize("decay", [pytest.param(0.0, marks=pytest.mark.slow), 0.9])
 def test_agrees_with_the_formula(x64, record_deviation, rng, decay):
     rows = rng.normal(size=(30, 3, 8)) * np.exp(rng.normal(size=(30, 3, 1)))
     found = np.stack([min_norm_point(J)[1] for J in rows])

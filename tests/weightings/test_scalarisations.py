@@ -13,6 +13,7 @@ from tests._asserts import assert_close, assert_finite, assert_message, assert_z
 from tests._methods import Method
 from tests._problems import sizes
 from tests.references import scalarisations
+from tests.weightings._runs import filled
 
 FACTORIES = {"cosmos": mt.cosmos, "pbi": mt.pbi}
 SIDES = ByTerm((0.2, 0.5, 0.3))
@@ -50,10 +51,10 @@ def weights_of(name, losses, present=True, **arguments):
     given = {}
     for key, value in arguments.items():
         shape = losses.shape[:1] if key == "penalty" else losses.shape
-        given[key] = np.broadcast_to(value, shape).astype(losses.dtype)
+        given[key] = filled(np.broadcast_to(value, shape).astype(losses.dtype))
     mask = np.broadcast_to(present, losses.shape)
     find = _compiled(name, bool(jax.config.jax_enable_x64))
-    return np.asarray(find(losses, given, mask))
+    return np.asarray(find(filled(losses), given, filled(mask)))[: len(losses)]
 
 
 @pytest.mark.parametrize("terms", sizes(3, slow=(2, 10)))

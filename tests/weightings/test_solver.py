@@ -53,7 +53,7 @@ def test_a_problem_that_makes_an_interior_point_go_in_circles(dtype):
             (upgrad(), each.sum(axis=0)),
             (dual_proj(), by_active_sets(CIRCLING, np.full(5, 0.2))),
         ):
-            weights, state = weighting.update(gramian, weighting.init(5))
+            weights, state = jax.jit(weighting.update)(gramian, weighting.init(5))
             assert state.converged
             longest = np.linalg.norm(CIRCLING, axis=1).max()
             gap = np.linalg.norm((np.asarray(weights) - expected) @ CIRCLING)
@@ -116,7 +116,10 @@ def largest_gap(terms, count, dtype, seed):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("terms", "count"), [(5, 900), (12, 300), (24, 60)])
+@pytest.mark.parametrize(
+    ("terms", "count"),
+    [(5, 900), (12, 300), pytest.param(24, 60, marks=pytest.mark.slow)],
+)
 def test_hundreds_of_ill_conditioned_problems(terms, count):
     gap, converged = largest_gap(terms, count, np.float64, seed=terms)
     assert converged
@@ -167,7 +170,7 @@ def test_the_solver_finds_an_optimum_at_zero(rng):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("kind", _jacobians.WELL_POSED, ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("terms", [3, 10])
+@pytest.mark.parametrize("terms", [pytest.param(3, marks=pytest.mark.slow), 10])
 def test_float64_takes_few_iterations_more(kind, terms, rng):
     # Opposed gradients meet in a point where a weight and its slack are both zero.
     ones, zeros = jnp.ones(terms), jnp.zeros(terms)
@@ -182,7 +185,15 @@ def test_float64_takes_few_iterations_more(kind, terms, rng):
             assert found.iterations <= 25
 
 
-@pytest.mark.parametrize("terms", [pytest.param(4, marks=pytest.mark.slow), 7, 10, 20])
+@pytest.mark.parametrize(
+    "terms",
+    [
+        pytest.param(4, marks=pytest.mark.slow),
+        7,
+        pytest.param(10, marks=pytest.mark.slow),
+        20,
+    ],
+)
 def test_a_batch_equals_its_problems(terms, rng):
     # The projections of all gradients on the dual cone, as UPGrad asks for.
     gramian = unit_gramian(_jacobians.agreeing, rng, terms, 300)

@@ -234,7 +234,16 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name",
+    # A state for each term in a stage, and one in a weighting.
+    [
+        pytest.param(
+            name, marks=[] if name in ("mtadam", "softadapt") else pytest.mark.slow
+        )
+        for name in OPTIMIZERS
+    ],
+)
 def test_left_out_is_the_same_as_absent(name):
     """What the user would get who knows beforehand which terms fail."""
     failing = {2: 0, 3: 0, 4: 1, 6: 2}

@@ -71,7 +71,18 @@ def run(tx, grads, losses, params):
     return *history, state
 
 
-@pytest.mark.parametrize("name", INNER)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=pytest.mark.slow
+            if name in ("mtadam", "adatask_adam", "softadapt")
+            else [],
+        )
+        for name in INNER
+    ],
+)
 def test_is_the_step_on_the_large_batch(name, x64):
     grads, losses = draw()
 
@@ -125,7 +136,14 @@ def at(tree, step):
     return jax.tree.map(lambda x: jnp.asarray(x[step], jnp.float32), tree)
 
 
-@pytest.mark.parametrize("every", [1, 3, lambda step: jnp.where(step < 2, 2, 3)])
+@pytest.mark.parametrize(
+    "every",
+    [
+        1,
+        pytest.param(3, marks=pytest.mark.slow),
+        lambda step: jnp.where(step < 2, 2, 3),
+    ],
+)
 def test_one_term_is_optax_multi_steps(every):
     params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), PARAMS)
     grads, _ = draw(9)
