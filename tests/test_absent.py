@@ -80,7 +80,7 @@ VARIANTS = {
     # The main term is one of the present ones.
     "metabalance": lambda k: metabalance(adam(), k, anchor=k - 1),
     "ladatask_rmsprop, grad_sum, labels": lambda k: ladatask_rmsprop(
-        0.1, k, total="grad_sum", groups={"w": "x", "s": "x"}
+        0.1, k, total="grad_sum", groups={"dense": "x", "frozen": "x", "rest": "x"}
     ),
     # No epoch ends, which would renew the bounds of all terms.
     "adaptive_mgda": lambda k: adaptive_mgda(adam(), k, steps_per_epoch=99),
@@ -97,16 +97,21 @@ CASES = {
 each_case = pytest.mark.parametrize("case", CASES)
 
 
-def draw(terms=K, steps=STEPS, seed=0):
+def draw(steps=STEPS, seed=0, params=PARAMS):
     """Gradients [steps, K, *p] of very different size, and losses [steps, K]."""
     rng = np.random.default_rng(seed)
-    sizes = np.array([30.0, 1.0, 0.02, 5.0])[:terms]
-    grads = {
-        name: rng.normal(size=(steps, terms, *leaf.shape))
-        * sizes.reshape(-1, *(1,) * leaf.ndim)
-        for name, leaf in PARAMS.items()
-    }
-    return grads, rng.uniform(0.5, 2.0, size=(steps, terms))
+    sizes = np.array([30.0, 1.0, 0.02])
+
+    def one(leaf):
+        over = sizes.reshape(-1, *(1,) * leaf.ndim)
+        return over * rng.normal(size=(steps, K, *leaf.shape))
+
+    return jax.tree.map(one, params), rng.uniform(0.5, 2.0, size=(steps, K))
+
+
+def draw_for_cases(seed=0):
+    """The same on the parameters of tests/test_contract.py, and so for its programs."""
+    return draw(seed=seed, params=_factories.example_params(np.float64))
 
 
 def spoiled(tree, masks):
@@ -121,25 +126,22 @@ def spoiled(tree, masks):
 
 
 @functools.cache
-def runner(case, terms, masked):
-    """Updates and states of every step, compiled once for all tests of a case."""
+def compiled(case, terms):
     tx = CASES[case](terms)
-
-    def step(state, data):
-        grad, losses, mask = data
-        extra = {"present": mask} if masked else {}
-        updates, state = tx.update(grad, state, PARAMS, losses=losses, **extra)
-        return state, (updates, state)
-
-    return jax.jit(lambda *data: jax.lax.scan(step, tx.init(PARAMS), data)[1])
+    return tx, jax.jit(CountedTraces(tx.update))
 
 
 def run(case, grads, losses, masks=None, terms=K):
-    unread = np.ones((STEPS, terms), bool)
-    found = runner(case, terms, masks is not None)(
-        grads, losses, unread if masks is None else masks
-    )
-    return jax.tree.map(np.asarray, found)
+    """Updates and states of every step, stacked, in NumPy."""
+    tx, update = compiled(case, terms)
+    params = _factories.example_params(np.float64)
+    state, history = tx.init(params), []
+    for t in range(STEPS):
+        extra = {} if masks is None else {"present": masks[t]}
+        grad = jax.tree.map(lambda g, t=t: g[t], grads)
+        updates, state = update(grad, state, params, losses=losses[t], **extra)
+        history.append((updates, state))
+    return jax.tree.map(lambda *x: np.stack(x), *history)
 
 
 def entries(state, other, terms):
@@ -162,17 +164,19 @@ def entries(state, other, terms):
 def test_a_term_that_is_never_there_is_no_term(x64, case):
     # The first term, the default anchor, and the largest one.
     masks = np.tile([False, True, True], (STEPS, 1))
-    grads, losses = draw()
+    grads, losses = draw_for_cases()
     updates, states = run(case, spoiled(grads, masks), spoiled(losses, masks), masks)
     fewer = jax.tree.map(lambda g: g[:, 1:], grads)
     expected, alone = run(case, fewer, losses[:, 1:], terms=2)
-    for name, leaf in expected.items():
-        if updates[name].shape == leaf.shape:
+    leaves, treedef = jax.tree.flatten(updates)
+    for i, leaf in enumerate(jax.tree.leaves(expected)):
+        if leaves[i].shape == leaf.shape:
             continue
         if case != "metrics.track_dominance":  # it passes on what it gets
-            assert_zero(updates[name][:, 0])
-        updates[name] = updates[name][:, 1:]
-    assert np.any(expected["w"] != 0)
+            assert_zero(leaves[i][:, 0])
+        leaves[i] = leaves[i][:, 1:]
+    updates = jax.tree.unflatten(treedef, leaves)
+    assert np.any(expected["dense"]["w"] != 0)
     # Two terms have a closed form in MGDA, three have not.
     rtol = 1e-8 if "mgda" in case else 1e-12
     assert_close(updates, expected, rtol=rtol)
@@ -184,15 +188,15 @@ def test_a_term_that_is_never_there_is_no_term(x64, case):
 def test_what_the_state_holds_of_an_absent_term_stays(x64, case, absent):
     masks = np.ones((STEPS, K), bool)
     masks[2:5, absent] = False
-    grads, losses = draw(seed=1)
+    grads, losses = draw_for_cases(seed=1)
     updates, states = run(case, spoiled(grads, masks), spoiled(losses, masks), masks)
     if case != "metrics.track_dominance":
         assert_finite(updates)
     assert_finite(states)
-    small = jax.eval_shape(
-        runner(case, 2, False),
-        *jax.tree.map(lambda x: x[:, :2], (grads, losses, masks)),
-    )[1]
+    small = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((STEPS, *leaf.shape), leaf.dtype),
+        jax.eval_shape(CASES[case](2).init, _factories.example_params(np.float64)),
+    )
     for path, own in named_leaves(entries(states, small, [absent])):
         shared = dict(named_leaves(states))[path].shape == own.shape
         if shared:
@@ -206,7 +210,7 @@ def test_what_the_state_holds_of_an_absent_term_stays(x64, case, absent):
 @each_case
 def test_with_no_term_there_nothing_moves(x64, case):
     masks = np.zeros((STEPS, K), bool)
-    grads, losses = draw()
+    grads, losses = draw_for_cases()
     updates, states = run(case, spoiled(grads, masks), spoiled(losses, masks), masks)
     if case != "metrics.track_dominance":
         assert_zero(updates)
@@ -221,7 +225,7 @@ def test_with_no_term_there_nothing_moves(x64, case):
 
 @each_case
 def test_all_there_is_the_default(x64, case):
-    grads, losses = draw(seed=2)
+    grads, losses = draw_for_cases(seed=2)
     found = run(case, grads, losses, np.ones((STEPS, K), bool))
     assert_close(found, run(case, grads, losses), rtol=1e-12)
 
@@ -240,12 +244,12 @@ BAD = {
     [*((case, "too few") for case in CASES), *(("mtadam", b) for b in BAD)],
 )
 def test_a_wrong_mask_is_named(own_errors, case, bad):
-    tx, grads = CASES[case](K), jax.tree.map(lambda g: g[0], draw()[0])
+    tx, grads = CASES[case](K), jax.tree.map(lambda g: g[0], draw_for_cases()[0])
     with pytest.raises(ValueError, match="present must be") as caught:
         jax.eval_shape(
             lambda g, s: tx.update(g, s, losses=jnp.ones(K), present=BAD[bad]),
             grads,
-            jax.eval_shape(tx.init, PARAMS),
+            jax.eval_shape(tx.init, _factories.example_params(np.float32)),
         )
     assert_message(caught.value, "(3,)", "found", str(np.shape(BAD[bad])))
 

@@ -4,6 +4,8 @@ Promotions of ranks and of dtypes are refused while a program is traced, so that
 these tests compile nothing.
 """
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,11 +26,19 @@ PRESENT = jnp.array([True, False, True])
 
 METHODS = _methods.factories()
 STAGES = {f"{one.stage}.{one.name}": one for one in _factories.factories()}
-SETTINGS = {
-    "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
-    "dtype promotion": lambda: jax.numpy_dtype_promotion("strict"),
-    "leaks": jax.checking_leaks,
-}
+
+
+@contextlib.contextmanager
+def strict():
+    """All settings at once, since an error says which of them it is of."""
+    with (
+        jax.numpy_rank_promotion("raise"),
+        jax.numpy_dtype_promotion("strict"),
+        jax.checking_leaks(),
+    ):
+        yield
+
+
 # Optax's Adam, which these learn or step with by default, is refused itself: it raises
 # a decay to the power of an integer.
 LEARNERS = {"gradnorm", "uncertainty"}
@@ -67,19 +77,17 @@ def row_losses(params, rows):
     return rows @ jnp.sum(params["w"], axis=0) + params["b"]
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("name", METHODS)
-def test_weighting(name, setting):
+def test_weighting(name):
     options = {"optimizer": optax.sgd(0.1)} if name in LEARNERS else {}
-    with SETTINGS[setting]():
+    with strict():
         jax.eval_shape(
             weighting_step(METHODS[name], **options), GRAMIAN, LOSSES, PRESENT
         )
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("name", STAGES)
-def test_transformation(name, setting):
+def test_transformation(name):
     def step(grads, losses, present):
         tx = stage(name)
         state = tx.init(PARAMS)
@@ -87,7 +95,7 @@ def test_transformation(name, setting):
             updates, state = tx.update(grads, state, PARAMS, losses=losses, **extra)
         return updates, state
 
-    with SETTINGS[setting]():
+    with strict():
         jax.eval_shape(step, GRADS, LOSSES, PRESENT)
 
 
@@ -171,10 +179,9 @@ GRADIENTS = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("name", GRADIENTS)
-def test_gradients_and_metrics(name, setting):
-    with SETTINGS[setting]():
+def test_gradients_and_metrics(name):
+    with strict():
         jax.eval_shape(GRADIENTS[name], PARAMS)
 
 
@@ -197,7 +204,7 @@ def test_weighting_passes_checkify_s_checks_of_indices_and_floats(name):
         return weighting.update(products, weighting.init(K), losses=losses)
 
     checks = checkify.float_checks | checkify.index_checks
-    error, _ = checkify.checkify(step, errors=checks)(products, LOSSES)
+    error, _ = jax.jit(checkify.checkify(step, errors=checks))(products, LOSSES)
     error.throw()
 
 
@@ -209,7 +216,7 @@ def test_transformation_passes_checkify_s_checks(name):
     tx = STAGES[name].build()
     checks = checkify.float_checks | checkify.index_checks
     step = checkify.checkify(lambda g: tx.update(g, tx.init(PARAMS)), errors=checks)
-    error, _ = step(GRADS)
+    error, _ = jax.jit(step)(GRADS)
     error.throw()
 
 

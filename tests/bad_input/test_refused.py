@@ -58,19 +58,26 @@ LOSS_READERS = [
 ]
 
 
+def assert_asks_for_losses(tx):
+    with pytest.raises(ValueError, match="reads the losses") as caught:
+        step(tx)
+    assert_message(
+        caught.value, "tx.update(grads, state, params, losses=losses)", "found none"
+    )
+
+
 @pytest.mark.parametrize("method", LOSS_READERS)
 def test_missing_losses(method):
+    assert_asks_for_losses(mt.reweight(_methods.methods()[method].make(K), K))
+
+
+# The stages around it pass on what they are given, whatever the weighting.
+@pytest.mark.parametrize("method", _methods.sampled(LOSS_READERS))
+def test_missing_losses_behind_other_stages(method):
     weighting = _methods.methods()[method].make(K)
-    for tx in (
-        mt.reweight(weighting, K),
-        mt.weighted(weighting, optax.sgd(0.1), K),
-        mt.multi_steps(mt.weighted(weighting, optax.sgd(0.1), K), K, 1),
-    ):
-        with pytest.raises(ValueError, match="reads the losses") as caught:
-            step(tx)
-        assert_message(
-            caught.value, "tx.update(grads, state, params, losses=losses)", "found none"
-        )
+    around = mt.weighted(weighting, optax.sgd(0.1), K)
+    assert_asks_for_losses(around)
+    assert_asks_for_losses(mt.multi_steps(around, K, 1))
 
 
 def test_weightings_that_need_no_losses_are_known():

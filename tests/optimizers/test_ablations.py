@@ -1,5 +1,6 @@
 """MTAdam's ablations i to v, as docs/methods/mtadam.md composes them."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -53,7 +54,10 @@ def ablations(terms):
     }
 
 
-@pytest.mark.parametrize("terms", [2, 3, 10])
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("terms", [slow(2), 3, slow(10)])
 @pytest.mark.parametrize("ablation", ["i", "ii", "iii", "iv", "v"])
 def test_agrees_with_its_transcription(x64, record_deviation, ablation, terms):
     first, reduction, transcription, layers, options = ablations(terms)[ablation]
