@@ -36,9 +36,10 @@ def of_each_parameter(
 ) -> list[Made]:
     """The gradients for each leaf, in the order of the leaves."""
     program = _cuts.find(linear, (params,), partial(_worth, num_terms=num_terms))
-    passes = None
-    if program.cuts:
-        passes = _passes.in_a_batch(program.rest, program.inputs)
+    # The cotangents of all terms are needed at once.
+    passes = _passes.choose(
+        program.rest, program.inputs, num_terms, keeps_all=bool(program.cuts)
+    )
     found = _passes.of_each_term(
         program.rest, program.inputs, losses, num_terms, passes
     )

@@ -124,7 +124,7 @@ def test_aux_and_a_weighting_of_losses():
 
     max_adam = value_and_max_adam(losses_fn, by_loss(), has_aux=True)
     state = max_adam.init(jnp.array(3.0), 2)
-    (losses, aux), updates, _ = max_adam.update(state, jnp.array(3.0), 2.0)
+    (losses, aux), updates, _ = jax.jit(max_adam.update)(state, 3.0, 2.0)
     assert (float(losses[0]), float(losses[1]), float(aux)) == (6.0, 9.0, 2.0)
     assert updates.shape == ()
 
