@@ -27,6 +27,8 @@ _COLOURS = (
     "#000000",
     "#F0E442",
 )
+# A second cue beside the colour.
+_STYLES = ("-", "--", ":", "-.")
 _FIFTHS = ("0 to 20 %", "20 to 40 %", "40 to 60 %", "60 to 80 %", "80 to 100 %")
 _MAX_WRITTEN = 12  # in a heat map of more terms, the numbers are too small to read
 
@@ -39,6 +41,8 @@ def weights(
     ax: "Axes | None" = None,
 ) -> "Axes":
     """Plots the weights of the terms over the steps, with one line for each term.
+
+    Lines differ in colour, and the first four in style, too.
 
     Args:
       history: Weights [T, K], stacked from the field ``weights`` of a state.
@@ -66,7 +70,11 @@ def weights(
     at = _steps(steps, len(values), "weights")
     ax = _axes(ax)
     for term, name in enumerate(names):
-        ax.plot(at, values[:, term], label=name, color=_COLOURS[term % len(_COLOURS)])
+        look = {
+            "color": _COLOURS[term % len(_COLOURS)],
+            "linestyle": _STYLES[term % len(_STYLES)],
+        }
+        ax.plot(at, values[:, term], label=name, **look)
     # Zero is in the picture, at its edge, as a datum and not as a limit: a logarithmic
     # scale that is set later leaves it out, and would show nothing above a limit of 0.
     for line in ax.get_lines():

@@ -80,6 +80,12 @@ def coloured(ax):
     return [int(np.isclose(pixels, c, atol=0.02).all(-1).sum()) for c in lines]
 
 
+def test_four_lines_of_weights_differ_without_their_colours():
+    lines = plotting.weights(np.ones((4, 8))).get_lines()
+    assert len({line.get_linestyle() for line in lines[:4]}) == 4
+    assert len({line.get_color() for line in lines}) == 8
+
+
 @pytest.mark.parametrize("scale", ["linear", "log"])
 def test_weights_are_in_sight_on_either_scale(scale):
     history = np.stack([np.geomspace(1e-3, 500, 50), np.geomspace(5, 900, 50)], 1)
