@@ -26,7 +26,6 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 from ours import NETWORKS, attention, dense, layer_norm
 from problems import Size, make_problem
@@ -153,7 +152,7 @@ def compiled_ways(kind: str, model: str, size: Size, num_terms: int) -> dict[str
     def losses_fn(params, batch):
         return jnp.square(network(params, batch["x"]) - batch["y"]).mean(axis=0)
 
-    ways = [way for way in _passes.PASSES if way]
+    ways: list[Any] = [way for way in _passes.PASSES if way]
     if num_terms > 16:
         ways.remove("unroll")
     if model == "conv" and jax.default_backend() == "cpu":
@@ -165,7 +164,7 @@ def compiled_ways(kind: str, model: str, size: Size, num_terms: int) -> dict[str
             step = jax.jit(mt.value_and_term_grads(losses_fn, passes=way))
             found[way] = step.lower(params, batch).compile(), (params, batch)
             continue
-        by_default = {"unroll": "leaf", "vmap": "stack", "loop": "forward"}[way]
+        by_default: Any = {"unroll": "leaf", "vmap": "stack", "loop": "forward"}[way]
         for asked in (None, by_default):
             pair = mt.value_and_weighted_grad(
                 losses_fn, simple_weights(), gramian=asked
@@ -211,7 +210,7 @@ def main(arguments: list[str] | None = None) -> dict[tuple[str, int], Any]:
     sizes, terms, rounds = SIZES, args.terms, args.rounds
     if args.short:
         sizes, terms, rounds = SHORT, (2,), 1
-    title = f"JAX {jax.__version__}, jaxlib {jaxlib.__version__}, "
+    title = f"JAX {jax.__version__}, "
     title += f"{jax.devices()[0].device_kind}: {args.kind}"
     table = Table(title=title, box=box.MARKDOWN)
     for head in ("model", "K", "way", "ms", "of the first", "temporaries, MB"):

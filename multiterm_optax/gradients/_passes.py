@@ -82,7 +82,8 @@ def batches_are_right() -> bool:
     """Whether the jaxlib at hand computes a batch of passes correctly."""
     if jax.default_backend() != "cpu":
         return True
-    return tuple(map(int, jax.lib.__version__.split(".")[:2])) >= RIGHT_JAXLIB
+    found: str = jax.lib.__version__  # pyright: ignore[reportPrivateImportUsage]
+    return tuple(map(int, found.split(".")[:2])) >= RIGHT_JAXLIB
 
 
 def _is_batched(eqn: Any) -> bool:
