@@ -90,7 +90,7 @@ def _measure(case: Case, budget: Budget, peers: dict[str, Peer]) -> dict[str, An
     for side, peer in peers.items():
         methods = [case.method, *["adam"] * case.baseline]
         for method in methods:
-            names = peer.ask("variants", case.model, method)
+            names = peer.ask("variants", case.model, method, case.terms)
             if isinstance(names, dict):
                 return record(case, {}, skipped=f"{side}: {names['error']}")
             if not names:
@@ -103,7 +103,7 @@ def _measure(case: Case, budget: Budget, peers: dict[str, Peer]) -> dict[str, An
     while waiting:
         key = side, method, name = waiting.pop(0)
         entries[key] = peers[side].ask(
-            "probe", case.model, case.size, case.num_terms, method, name
+            "probe", case.model, case.size, case.num_terms, method, name, case.terms
         )
         if entries[key].pop("gone", False):
             # What the process had built is gone with it.
@@ -119,6 +119,8 @@ def _measure(case: Case, budget: Budget, peers: dict[str, Peer]) -> dict[str, An
             return record(case, entries, skipped=f"{side}: nothing ran")
     for side, *key in kept:
         peers[side].ask("start", *key)
+        if entries[side, *key]["seconds"] < worker.SLOW:
+            peers[side].ask("time", *key, 1)
     steps = {
         key: max(1, min(50, round(budget.turn / entries[key]["seconds"])))
         for key in kept
@@ -179,7 +181,9 @@ def losses_apart(case: Case, listed: list[dict]) -> list[float]:
     runs = [
         entry["losses"]
         for entry in listed
-        if entry["method"] == case.method and "losses" in entry
+        if entry["method"] == case.method
+        and "losses" in entry
+        and entry.get("variant") not in case.extras
     ]
     apart = []
     for losses in zip(*runs, strict=True):
