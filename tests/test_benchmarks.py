@@ -245,6 +245,8 @@ def test_our_steps_lower_the_losses(load, model, method, terms):
 def test_gpu_script_runs_anywhere_and_says_where(load, tmp_path, capsys):
     results = load("gpu").main(["--short", "--out", str(tmp_path)])
     assert all(math.isfinite(row["ms"]) for row in results["updates"])
+    steps = results["rows"] + results["heads"]
+    assert all(math.isfinite(row["multiterm, ms"]) for row in steps)
     assert "not a GPU" in capsys.readouterr().out
     assert "Not judged here." in (tmp_path / "gpu-short.md").read_text()
 

@@ -24,7 +24,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
     cases = [c for c in report.in_order(results) if "skipped" not in c]
     cases = [c for c in cases if report.pick(c, "theirs", c["method"])]
     figure = Figure(figsize=(14, 12), dpi=100, layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(1.3, 1))
+    halves: Any = figure.subfigures(2, 1, height_ratios=(1.3, 1))
+    above, below = halves
     axes = above.subplots(1, 2)
     for ax, parts in zip(axes, ("abc", "ef"), strict=True):
         draw_ratios(ax, [c for c in cases if c["part"] in parts])

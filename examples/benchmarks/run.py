@@ -117,10 +117,10 @@ def _measure(case: Case, budget: Budget, peers: dict[str, Peer]) -> dict[str, An
     for side in peers:
         if not any(key[0] == side and key[1] == case.method for key in kept):
             return record(case, entries, skipped=f"{side}: nothing ran")
-    for side, *key in kept:
-        peers[side].ask("start", *key)
-        if entries[side, *key]["seconds"] < worker.SLOW:
-            peers[side].ask("time", *key, 1)
+    for key in kept:
+        peers[key[0]].ask("start", *key[1:])
+        if entries[key]["seconds"] < worker.SLOW:
+            peers[key[0]].ask("time", *key[1:], 1)
     steps = {
         key: max(1, min(50, round(budget.turn / entries[key]["seconds"])))
         for key in kept
@@ -128,6 +128,8 @@ def _measure(case: Case, budget: Budget, peers: dict[str, Peer]) -> dict[str, An
     cost = sum((n + (n > 1)) * entries[key]["seconds"] for key, n in steps.items())
     least, most = budget.rounds
     allowed = budget.case / (3 if case.part == "d" else 1)
+    if max(entries[key]["seconds"] for key in kept) > worker.SLOW:
+        least = min(least, 3)
     rounds = max(least, min(most, int(allowed / cost)))
     for key in kept:
         entries[key]["rounds"] = []

@@ -47,7 +47,7 @@ class Heads(nn.Module):
         super().__init__()
         widths = [inputs, *[size.width] * size.depth]
         self.trunk = Trunk(nn.Linear(a, b) for a, b in pairwise(widths))
-        self.heads = nn.ModuleList(
+        self.heads: Any = nn.ModuleList(
             Head([nn.Linear(size.width, HEAD), nn.Linear(HEAD, 1)])
             for _ in range(num_terms)
         )
@@ -92,7 +92,7 @@ class Transformer(nn.Module):
 
     def forward(self, tokens):
         # The engine for rows asks that every layer's input has one entry for each.
-        numbers = self.numbers
+        numbers: Any = self.numbers
         if self.one_by_row:
             numbers = numbers.expand(len(tokens), -1)
         x = self.tokens(tokens) + self.places(numbers)
@@ -160,12 +160,14 @@ class Runner:
         method: str,
         name: str,
         terms: str = "outputs",
+        device: str = "cpu",
     ):
+        self.device = device
         self.kind, self.size, self.num_terms = model, size, num_terms
         self.method, self.variant, self.terms = method, name, terms
         self.outputs = OUTPUTS if terms == "rows" else num_terms
         self.arrays, batch = make_problem(model, size, self.outputs)
-        self.batch = {key: torch.tensor(value) for key, value in batch.items()}
+        self.batch = {k: torch.tensor(value).to(device) for k, value in batch.items()}
         if model == "conv":
             self.batch["x"] = self.batch["x"].permute(0, 3, 1, 2).contiguous()
             self.batch["y"] = self.batch["y"].long()
@@ -180,7 +182,7 @@ class Runner:
             model = Transformer(self.size, self.outputs, self.terms == "rows")
         else:
             model = Conv(self.size, self.outputs)
-        self.model: Any = load(model, self.arrays)
+        self.model: Any = load(model, self.arrays).to(self.device)
         self.params: Any = list(model.parameters())
         if self.method == "mtadam":
             self.optimizer: Any = MTAdam(
@@ -234,7 +236,7 @@ class Runner:
         if self.kind == "heads":
             return self._step_of_heads()
         losses = self.losses()
-        found = losses.detach().numpy().copy()
+        found = losses.detach().cpu().numpy().copy()
         if self.method == "mtadam":
             self.optimizer.step(losses)
             return found
@@ -292,7 +294,7 @@ class Runner:
             self._mtl_backward(each, features)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return losses.detach().numpy().copy()
+        return losses.detach().cpu().numpy().copy()
 
     def _at_the_features(self, each: list[Any], below: Any) -> torch.Tensor:
         """The weighted gradient at the features; fills in the heads' gradients."""
