@@ -1,6 +1,6 @@
 """Whole training steps, this library against PyTorch: measures, then reports.
 
-    python examples/benchmarks/run.py            # all, about twenty minutes
+    python examples/benchmarks/run.py            # all, about forty minutes
     python examples/benchmarks/run.py --short    # does everything run? under a minute
 
 It needs the extra ``benchmarks``. Results are saved after every case: a run that was
@@ -235,7 +235,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", type=Path, default=Path("benchmarks-results"))
     parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument(
-        "--minutes", type=float, default=11.0, help="start no case later"
+        "--minutes", type=float, default=60.0, help="start no case later"
     )
     parser.add_argument("--fresh", action="store_true", help="forget saved results")
     parser.add_argument("--report", action="store_true", help="measure nothing")
