@@ -133,7 +133,7 @@ def test_goals_stand_on_screen_and_not_in_the_report(load):
     on_screen = report.notes(missed, short=False)
     assert "Goals for multiterm / PyTorch met: 0 of 1." in on_screen
     text = report.markdown(missed)
-    assert text.count("\n| MLP of 8 x 512 ") == 1
+    assert text.count("\n| UPGrad ") == 1
     # Not the variant outside the comparison, which is told of by itself.
     assert (
         f"`fast way` and `their way`: {report.label(met['cases'][case.name])}" in text

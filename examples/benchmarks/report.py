@@ -132,9 +132,17 @@ def screen_table(results: dict[str, Any]) -> Table:
 
 
 def markdown_table(columns: tuple[str, ...], table_rows: list) -> str:
-    rule = ["---"] * 2 + ["---:"] * (len(columns) - 2)
+    words = ("model", "method")
+    rule = ["---" if column in words else "---:" for column in columns]
     lines = [columns, rule, *table_rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def part_table(part: str, table_rows: list[tuple[str, ...]]) -> str:
+    """The table of a part; the model is named where there are several."""
+    columns = (*COLUMNS[:2], "B" if part == "e" else "K", *COLUMNS[3:])
+    first = 1 if len({row[0] for row in table_rows}) == 1 else 0
+    return markdown_table(columns[first:], [row[first:] for row in table_rows])
 
 
 def multiples(results: dict[str, Any], *, judge: bool = True) -> list[str]:
@@ -268,8 +276,7 @@ def markdown(results: dict[str, Any], *, short: bool = False) -> str:
     for case in in_order(results):
         found.setdefault(case["part"], []).append(row(case))
     for part, table_rows in found.items():
-        columns = (*COLUMNS[:2], "B" if part == "e" else "K", *COLUMNS[3:])
-        blocks += [f"**{PARTS[part]}**", markdown_table(columns, table_rows)]
+        blocks += [f"**{PARTS[part]}**", part_table(part, table_rows)]
     for title, lines in (
         ("Beside", [*multiples(results, judge=False), *beside(results), *remarks]),
         ("Fastest ways, multiterm and PyTorch", ways(results)),
