@@ -19,12 +19,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from ours import dense, mlp, squared_errors
+from ours import dense, mean_errors, mlp, squared_errors
 from problems import Size, count, make_problem
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rows import squared_errors as row_errors
 
 import multiterm_optax as mt
 
@@ -79,7 +78,7 @@ def all_steps(size: Size, terms: int) -> dict[str, Step]:
     params, batch = jax.tree.map(jnp.asarray, make_problem("mlp", size, terms))
     network = partial(mlp, size=size)
     losses_fn = partial(squared_errors, network=network)
-    row_losses_fn = partial(row_errors, network=network)
+    row_losses_fn = partial(mean_errors, network=network)
     owners = jnp.arange(size.batch, dtype=jnp.int32) % terms
     top = {name: name.startswith(f"layers.{size.depth}.") for name in params}
     trunk = {name: value for name, value in params.items() if not top[name]}

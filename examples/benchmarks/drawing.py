@@ -23,16 +23,24 @@ DASHES = {"mtadam": "-", "mgda": "--"}
 def draw(results: dict[str, Any], path: Path) -> None:
     cases = [c for c in report.in_order(results) if "skipped" not in c]
     cases = [c for c in cases if report.pick(c, "theirs", c["method"])]
-    compared = [c for c in cases if c["part"] != "d"]
-    figure = Figure(figsize=(13, 8), dpi=110, layout="constrained")
-    grid = figure.add_gridspec(2, 3, width_ratios=(1.25, 1, 1))
-    draw_ratios(figure.add_subplot(grid[:, 0]), compared)
+    figure = Figure(figsize=(14, 12), dpi=100, layout="constrained")
+    halves: Any = figure.subfigures(2, 1, height_ratios=(1.3, 1))
+    above, below = halves
+    axes = above.subplots(1, 2)
+    for ax, parts in zip(axes, ("abc", "ef"), strict=True):
+        draw_ratios(ax, [c for c in cases if c["part"] in parts])
+    grid = below.add_gridspec(1, 4)
     growth = [c for c in cases if c["part"] == "d"]
-    for column, axis in ((1, "K"), (2, "P")):
+    panels = [(axis, quantity) for axis in "KP" for quantity in ("ms", "MB")]
+    for i, (axis, quantity) in enumerate(panels):
         chosen = one_axis(growth, axis)
-        for row, quantity in enumerate(("ms", "MB")):
-            draw_growth(figure.add_subplot(grid[row, column]), chosen, axis, quantity)
+        draw_growth(below.add_subplot(grid[0, i]), chosen, axis, quantity)
     figure.savefig(path)
+
+
+def label_of(case: dict[str, Any]) -> str:
+    rows = "rows, " * (case["terms"] == "rows")
+    return f"{rows}{report.label(case)}{case['num_terms']}"
 
 
 def draw_ratios(ax: Any, cases: list[dict[str, Any]]) -> None:
@@ -45,22 +53,20 @@ def draw_ratios(ax: Any, cases: list[dict[str, Any]]) -> None:
         assert theirs is not None
         found = stats.ratio(ours["rounds"], theirs["rounds"])
         ax.plot([found["low"], found["high"]], [i, i], color="#0072B2", lw=3)
-        ax.plot(found["ratio"], i, "o", color="#0072B2", ms=7)
-    labels = [
-        f"{c['model']}, {METHODS[c['method']]}, K = {c['num_terms']}"
-        for c in reversed(cases)
-    ]
-    ax.set_yticks(range(len(cases)), labels)
+        ax.plot(found["ratio"], i, "o", color="#0072B2", ms=6)
+    ax.set_yticks(range(len(cases)), [label_of(case) for case in reversed(cases)])
     ax.axvline(1, color="black", lw=1)
     ax.set_xscale("log")
-    ticks = [0.05, 0.1, 0.2, 0.5, 1, 2, 5]
+    ticks = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]
+    low, high = ax.get_xlim()
+    ticks = [tick for tick in ticks if low <= tick <= high]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
     ax.set(
         title="Time of a training step, multiterm / PyTorch",
         xlabel="left of 1: multiterm is faster",
     )
-    plain(ax, "x")
+    plain(ax, "both")
 
 
 def one_axis(cases: list[dict[str, Any]], axis: str) -> list[dict[str, Any]]:

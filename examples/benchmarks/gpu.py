@@ -1,4 +1,4 @@
-"""How near MTAdam's update comes to the memory's speed, and how K passes should run.
+"""What a GPU makes of MTAdam's update, of K passes, of rows as terms and of heads.
 
     python examples/benchmarks/gpu.py            # on a machine with a GPU
     python examples/benchmarks/gpu.py --short    # anywhere: does it run?
@@ -14,10 +14,15 @@ in its output.
    time, as a share of the copy's bandwidth (the goal is 80%), and its time over that of
    K Optax Adams.
 3. K gradients of the MLP, transformer and conv net with passes unrolled and batched.
+4. Steps of UPGrad and MGDA with every row a term, and with heads on a shared trunk, as
+   ``run.py`` compares them on CPU. Where PyTorch and TorchJD are installed and see the
+   GPU, their steps are timed too.
 """
 
 import argparse
+import importlib.util
 import json
+import os
 import statistics
 import time
 from pathlib import Path
@@ -26,7 +31,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from cases import CONV, MLP, TRANSFORMER
+import ours
+from cases import CONV, METHODS, MLP, PLACES, ROWS, TRANSFORMER, TRUNK, described
 from ours import make_losses
 from problems import Size, make_problem
 from rich.console import Console
@@ -126,15 +132,93 @@ def passes_case(model: str, size: Size, num_terms: int, repeats: int) -> dict:
     return found
 
 
+def torch_on_gpu() -> Any:
+    """The module of PyTorch's steps where it sees a GPU, else None."""
+    if any(importlib.util.find_spec(name) is None for name in ("torch", "torchjd")):
+        return None
+    import theirs
+
+    return theirs if theirs.torch.cuda.is_available() else None
+
+
+def step_seconds(runner: Any, wait: Any, repeats: int) -> float:
+    """Median time of one training step, done when it is over."""
+    runner.start()
+    times = []
+    for _ in range(repeats + 2):
+        begin = time.perf_counter()
+        runner.step()
+        wait()
+        times.append(time.perf_counter() - begin)
+    runner.stop()
+    return statistics.median(times[2:])
+
+
+def step_case(
+    model: str,
+    size: Size,
+    num_terms: int,
+    method: str,
+    terms: str,
+    theirs: Any,
+    repeats: int,
+) -> dict:
+    """Times the fastest way of each side to take a step."""
+    problem = model, size, num_terms, method
+    name = described(model, size) if terms == "rows" else PLACES[terms]
+    found: dict[str, Any] = {
+        "model": name,
+        "method": METHODS[method],
+        "B" if terms == "rows" else "K": num_terms,
+    }
+    for side, module in (("multiterm", ours), ("PyTorch", theirs)):
+        found[f"{side}, ms"], found[f"way of {side}"] = None, "not run"
+        if module is None:
+            continue
+        device, wait = {}, lambda: None
+        if module is theirs:
+            device, wait = {"device": "cuda"}, theirs.torch.cuda.synchronize
+        taken = {}
+        for way in module.variants(model, method, terms):
+            runner = module.Runner(*problem, way, terms, **device)
+            taken[way] = step_seconds(runner, wait, repeats)
+        way = min(taken, key=lambda way: taken[way])
+        found[f"{side}, ms"], found[f"way of {side}"] = 1e3 * taken[way], way
+    return found
+
+
+def step_cases(short: bool, repeats: int) -> tuple[list[dict], list[dict]]:
+    """Every row a term; heads on a trunk."""
+    theirs = torch_on_gpu()
+    sizes, trunk = (ROWS, TRUNK) if not short else ({"mlp": Size(0, 32, 3)}, None)
+    rows = [
+        step_case(model, size._replace(batch=b), b, method, "rows", theirs, repeats)
+        for model, size in sizes.items()
+        for b in ((8,) if short else (64, 256))
+        for method in ("upgrad", "mgda")
+    ]
+    heads = [
+        step_case("heads", trunk or Size(8, 32, 3), k, method, terms, theirs, repeats)
+        for terms in ("features", "trunk")
+        for k in ((2,) if short else (10, 64))
+        for method in ("upgrad", "mgda")
+    ]
+    return rows, heads
+
+
 def show(console: Console, title: str, rows: list[dict]) -> str:
-    """Prints a table and returns it as Markdown."""
+    """Prints a table and returns it as Markdown; the ways are saved only."""
+    rows = [{k: v for k, v in row.items() if "way of" not in k} for row in rows]
     table = Table(title=title, title_justify="left")
     lines = [list(rows[0]), ["---"] * len(rows[0])]
     for name in rows[0]:
         table.add_column(name, justify="right")
     for row in rows:
         lines.append(
-            [f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()]
+            [
+                "–" if v is None else f"{v:.3g}" if isinstance(v, float) else str(v)
+                for v in row.values()
+            ]
         )
         table.add_row(*lines[-1])
     console.print(table)
@@ -151,6 +235,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     console = Console()
+    # JAX would take most of the memory at once, and leave none for PyTorch.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     device = jax.devices()[0]
     is_gpu = device.platform == "gpu"
     kind = device.device_kind if is_gpu else f"{device.platform}, not a GPU"
@@ -184,12 +270,17 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     text.append(goal)
     console.print(text[-1], markup=False, highlight=False)
     text.append(show(console, "K gradients, passes unrolled and batched", passes))
+    rows, heads = step_cases(args.short, repeats)
+    text.append(show(console, "Every row a term", rows))
+    text.append(show(console, "Heads on a shared trunk", heads))
 
     results = {
         "device": kind,
         "copy GB/s": bandwidth / 1e9,
         "updates": updates,
         "passes": passes,
+        "rows": rows,
+        "heads": heads,
     }
     name = "gpu-short" if args.short else "gpu"
     (args.out / f"{name}.json").write_text(json.dumps(results, indent=1))

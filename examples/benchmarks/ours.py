@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from cases import OUTPUTS
 from problems import Size, make_problem
 
 import multiterm_optax as mt
@@ -74,6 +75,13 @@ def conv(params, images, size):
     return dense(params, "fc2", jax.nn.relu(dense(params, "fc1", x)))
 
 
+def features(params, batch, size):
+    x = batch["x"]
+    for i in range(size.depth):
+        x = jax.nn.relu(dense(params, f"trunk.{i}", x))
+    return x
+
+
 NETWORKS = {"mlp": mlp, "transformer": transformer, "conv": conv}
 
 
@@ -82,6 +90,10 @@ NETWORKS = {"mlp": mlp, "transformer": transformer, "conv": conv}
 
 def squared_errors(params, batch, network):
     return jnp.square(network(params, batch["x"]) - batch["y"]).mean(axis=0)
+
+
+def mean_errors(params, batch, network):
+    return jnp.square(network(params, batch["x"]) - batch["y"]).mean(axis=1)
 
 
 def row_losses(params, batch, network):
@@ -94,8 +106,39 @@ def class_losses(params, batch, network, num_terms):
     return row_losses(params, batch, network) @ is_class / is_class.sum(axis=0)
 
 
-def make_losses(model, size, num_terms):
-    """``losses_fn(params, batch)``, [K]."""
+def head_losses(features, params, batch):
+    """Each head written out: a pass for its loss need not go through the others."""
+    losses = []
+    for k in range(batch["y"].shape[1]):
+        hidden = jax.nn.relu(dense(params, f"heads.{k}.0", features))
+        output = dense(params, f"heads.{k}.1", hidden)[:, 0]
+        losses.append(jnp.square(output - batch["y"][:, k]).mean())
+    return jnp.stack(losses)
+
+
+def stacked_head_losses(features, params, batch):
+    """All heads in two batched products."""
+
+    def stack(name):
+        terms = range(batch["y"].shape[1])
+        return jnp.stack([params[f"heads.{k}.{name}"] for k in terms])
+
+    hidden = jnp.einsum("bf,kfh->kbh", features, stack("0.weight"))
+    hidden = jax.nn.relu(hidden + stack("0.bias")[:, None])
+    outputs = jnp.einsum("kbh,kho->kbo", hidden, stack("1.weight"))
+    outputs = (outputs + stack("1.bias")[:, None])[..., 0]
+    return jnp.square(outputs - batch["y"].T).mean(axis=1)
+
+
+def make_losses(model, size, num_terms, terms="outputs"):
+    """``losses_fn(params, batch)``, [K], or one for each row."""
+    if model == "heads":
+        return lambda params, batch: head_losses(
+            features(params, batch, size), params, batch
+        )
+    if terms == "rows":
+        losses = row_losses if model == "conv" else mean_errors
+        return partial(losses, network=partial(NETWORKS[model], size=size))
     network = partial(NETWORKS[model], size=size)
     if model == "conv":
         return partial(class_losses, network=network, num_terms=num_terms)
@@ -105,18 +148,33 @@ def make_losses(model, size, num_terms):
 # --- steps -------------------------------------------------------------------------
 
 
-def variants(model: str, method: str) -> list[str]:
+def may_batch(model: str) -> bool:
+    """Whether K passes in one batch give the right gradients here.
+
+    For attention they do not on CPU before JAX 0.12.
+    """
+    return model != "transformer" or jax.__version_info__ >= (0, 12)
+
+
+def variants(model: str, method: str, terms: str = "outputs") -> list[str]:
     """The ways this library has of taking the step; the fastest one is compared."""
     if method == "adam":
         return ["optax.adam"]
     if method == "mtadam":
         if model != "conv":
-            return ["term_grads", "term_grads, loop"]
+            batched = ["term_grads, vmap"] * may_batch(model)
+            return ["term_grads", "term_grads, loop", *batched]
         # No loop here: XLA's convolutions inside one are far too slow on CPU.
         return ["term_grads"] + ["row_grads"] * hasattr(mt, ROW_GRADS)
     if not hasattr(mt, method):
         return []
-    return ["weighted_grad", "weighted"]
+    if terms == "rows":
+        return ["rows"]
+    if terms == "features":
+        return ["feature_grad", "feature_grad, stacked heads"]
+    if terms == "trunk":
+        return ["weighted_grad", "weighted_grad, stacked heads"]
+    return ["weighted_grad", "weighted", *["weighted, vmap"] * may_batch(model)]
 
 
 def weighting(method: str) -> Any:
@@ -125,12 +183,49 @@ def weighting(method: str) -> Any:
     return getattr(mt, method)()
 
 
-def make_step(model, size, num_terms, method, variant):
+def is_shared(params: dict[str, Any]) -> dict[str, bool]:
+    return {name: not name.startswith("heads.") for name in params}
+
+
+def weights_first(
+    losses_fn: Any, size: Size, method: str, variant: str, terms: str
+) -> Any:
+    """``WeightedGrad`` whose update takes ``(state, params, batch)``."""
+    chosen = weighting(method)
+    if terms == "rows":
+        return mt.value_and_weighted_grad(losses_fn, chosen, gramian="rows")
+    if terms == "outputs":
+        return mt.value_and_weighted_grad(losses_fn, chosen)
+    heads_fn = stacked_head_losses if "stacked" in variant else head_losses
+
+    def trunk_fn(params, batch):
+        return features(params, batch, size)
+
+    if terms == "trunk":
+        return mt.value_and_weighted_grad(
+            lambda params, batch: heads_fn(trunk_fn(params, batch), params, batch),
+            chosen,
+            shared=is_shared,
+        )
+    both = mt.value_and_feature_grad(trunk_fn, heads_fn, chosen)
+
+    def update(state, params, batch):
+        shared = is_shared(params)
+        trunk = {name: leaf for name, leaf in params.items() if shared[name]}
+        heads = {name: leaf for name, leaf in params.items() if not shared[name]}
+        losses, grads, state = both.update(state, trunk, heads, batch)
+        return losses, grads[0] | grads[1], state
+
+    return both._replace(update=update)
+
+
+def make_step(model, size, num_terms, method, variant, terms="outputs"):
     """Returns ``init(params) -> state`` and ``step(params, state, batch)``."""
-    losses_fn = make_losses(model, size, num_terms)
+    losses_fn = make_losses(model, size, num_terms, terms)
+    side_by_side = variant in ("weighted", "weighted, vmap")
     if method == "mtadam":
         tx = mt.mtadam(LEARNING_RATE, num_terms)
-    elif variant == "weighted":
+    elif side_by_side:
         tx = mt.weighted(weighting(method), optax.adam(LEARNING_RATE), num_terms)
     else:
         tx = optax.adam(LEARNING_RATE)
@@ -150,7 +245,8 @@ def make_step(model, size, num_terms, method, variant):
             rows = partial(row_losses, network=partial(NETWORKS[model], size=size))
             row_grads: Any = getattr(mt, ROW_GRADS)
             return row_grads(rows, num_terms)(params, batch, batch["y"])
-        passes = "loop" if variant.endswith("loop") else None
+        asked = [way for way in ("loop", "vmap") if variant.endswith(way)]
+        passes: Any = asked[0] if asked else None
         return mt.value_and_term_grads(losses_fn, passes=passes)(params, batch)
 
     def step(params, state, batch):
@@ -158,10 +254,10 @@ def make_step(model, size, num_terms, method, variant):
         updates, state = tx.update(grads, state, params, losses=losses)
         return optax.apply_updates(params, updates), state, losses
 
-    if variant != "weighted_grad":
+    if method in ("adam", "mtadam") or side_by_side:
         return init, step
 
-    weighted_grad = mt.value_and_weighted_grad(losses_fn, weighting(method))
+    weighted_grad = weights_first(losses_fn, size, method, variant, terms)
 
     def init_both(params):
         return weighted_grad.init(num_terms), tx.init(params)
@@ -181,10 +277,19 @@ def make_step(model, size, num_terms, method, variant):
 class Runner:
     """A compiled step, and the arrays it trains while it is at work."""
 
-    def __init__(self, model: str, size: Size, num_terms: int, method: str, name: str):
-        self.arrays, batch = make_problem(model, size, num_terms)
+    def __init__(
+        self,
+        model: str,
+        size: Size,
+        num_terms: int,
+        method: str,
+        name: str,
+        terms: str = "outputs",
+    ):
+        outputs = OUTPUTS if terms == "rows" else num_terms
+        self.arrays, batch = make_problem(model, size, outputs)
         self.batch = jax.tree.map(jnp.asarray, batch)
-        self.init, step = make_step(model, size, num_terms, method, name)
+        self.init, step = make_step(model, size, num_terms, method, name, terms)
         params = jax.tree.map(jnp.asarray, self.arrays)
         state = jax.eval_shape(self.init, params)
         jitted = jax.jit(step, donate_argnums=(0, 1))

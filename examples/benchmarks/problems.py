@@ -26,11 +26,17 @@ class Size(NamedTuple):
 
 INPUTS = 64  # features of a row, for the MLP
 VOCABULARY = 256
+HEAD = 32  # width of the hidden layer of a head
 
 
 def make_problem(model: str, size: Size, num_terms: int) -> tuple[Arrays, Arrays]:
     """Parameters and batch of ``model``, the same at every call."""
-    makers = {"mlp": _mlp, "transformer": _transformer, "conv": _conv}
+    makers = {
+        "mlp": _mlp,
+        "heads": _heads,
+        "transformer": _transformer,
+        "conv": _conv,
+    }
     params, batch = makers[model](np.random.default_rng(0), size, num_terms)
     return {name: value.astype(np.float32) for name, value in params.items()}, batch
 
@@ -54,6 +60,19 @@ def _mlp(rng, size: Size, num_terms: int) -> tuple[Arrays, Arrays]:
     params = {}
     for i, (fan_in, fan_out) in enumerate(pairwise(widths)):
         params |= _dense(rng, f"layers.{i}", fan_in, fan_out)
+    rows = rng.normal(size=(size.batch, INPUTS)).astype(np.float32)
+    return params, {"x": rows, "y": _targets(rng, size, num_terms)}
+
+
+def _heads(rng, size: Size, num_terms: int) -> tuple[Arrays, Arrays]:
+    """A trunk of dense layers, and for each term a head of two layers on top of it."""
+    widths = [INPUTS, *[size.width] * size.depth]
+    params = {}
+    for i, (fan_in, fan_out) in enumerate(pairwise(widths)):
+        params |= _dense(rng, f"trunk.{i}", fan_in, fan_out)
+    for k in range(num_terms):
+        params |= _dense(rng, f"heads.{k}.0", size.width, HEAD)
+        params |= _dense(rng, f"heads.{k}.1", HEAD, 1)
     rows = rng.normal(size=(size.batch, INPUTS)).astype(np.float32)
     return params, {"x": rows, "y": _targets(rng, size, num_terms)}
 

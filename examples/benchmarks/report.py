@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import stats
-from cases import METHODS, PARTS
+from cases import METHODS, PARTS, PLACES, described
+from problems import Size
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -12,14 +13,12 @@ from rich.table import Table
 COLUMNS = (
     "model",
     "method",
-    "K",
+    "terms",
     "multiterm, ms",
     "PyTorch, ms",
     "multiterm / PyTorch",
-    "goal",
     "MB, multiterm",
     "MB, PyTorch",
-    "fastest ways",
 )
 
 NAMES = {"ours": "multiterm", "theirs": "PyTorch"}  # of the sides, to readers
@@ -35,7 +34,7 @@ def write(results: dict[str, Any], out: Path, *, short: bool = False) -> None:
     name = "short" if short else "report"
     text = markdown(results, short=short)
     (out / f"{name}.md").write_text(text)
-    console.print(screen_table(rows(results)))
+    console.print(screen_table(results))
     for line in [*notes(results, short=short), *multiples(results)]:
         console.print(line, markup=False, highlight=False)
     drawing.draw(results, out / f"{name}.png")
@@ -43,13 +42,24 @@ def write(results: dict[str, Any], out: Path, *, short: bool = False) -> None:
 
 
 def in_order(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """The cases by part, method and size; they were run in another order."""
+    """The cases by part, model, method and size; they were run in another order."""
+    models = [case["model"] for case in results["cases"].values()]
 
     def place(case: dict[str, Any]) -> tuple:
         method = list(METHODS).index(case["method"])
-        return case["part"], method, case["size"]["width"], case["num_terms"]
+        part, model, size = case["part"], case["model"], case["size"]["width"]
+        # Whoever looks at growth goes from one number of terms to the next.
+        width = (size,) if part == "d" else ()
+        first = models.index(model), case["terms"]
+        return part, *first, method, *width, case["num_terms"]
 
     return sorted(results["cases"].values(), key=place)
+
+
+def model_of(case: dict[str, Any]) -> str:
+    if case["model"] == "heads":
+        return PLACES[case["terms"]]
+    return described(case["model"], Size(**case["size"]))
 
 
 def pick(case: dict[str, Any], side: str, method: str) -> dict[str, Any] | None:
@@ -71,59 +81,71 @@ def verdict(value: float, goal: float | None) -> str:
 
 
 def milliseconds(rounds: stats.Rounds) -> str:
-    low, middle, high = (1e3 * s for s in stats.of_steps(rounds))
-    digits = 0 if middle >= 100 else 1 if middle >= 10 else 2
-    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    value = 1e3 * stats.of_steps(rounds)[1]
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
-def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
-    """One row for each case that was run, all text."""
-    table = []
+def ratio_text(found: dict[str, float]) -> str:
+    digits = 3 if found["ratio"] < 0.1 else 2
+    numbers = (f"{found[key]:.{digits}f}" for key in ("ratio", "low", "high"))
+    return "{} ({} to {})".format(*numbers)
+
+
+def row(case: dict[str, Any]) -> tuple[str, ...]:
+    """The row of a case, all text."""
+    head = (model_of(case), METHODS[case["method"]], str(case["num_terms"]))
+    ours, theirs = (pick(case, s, case["method"]) for s in ("ours", "theirs"))
+    if "skipped" in case or ours is None or theirs is None:
+        return (*head, *["–"] * 4, case.get("skipped", "nothing ran"))
+    return (
+        *head,
+        milliseconds(ours["rounds"]),
+        milliseconds(theirs["rounds"]),
+        ratio_text(stats.ratio(ours["rounds"], theirs["rounds"])),
+        f"{ours['peak_mb']:.0f}",
+        f"{theirs['peak_mb']:.0f}",
+    )
+
+
+def goals(results: dict[str, Any]) -> list[str]:
+    """For each case in order, what became of its goal."""
+    found = []
     for case in in_order(results):
-        size = case["size"]
-        model = case["model"]
-        if case["part"] == "d":
-            model = f"{model} {size['width']}x{size['depth']}"
-        head = (model, METHODS[case["method"]], str(case["num_terms"]))
         ours, theirs = (pick(case, s, case["method"]) for s in ("ours", "theirs"))
         if "skipped" in case or ours is None or theirs is None:
-            reason = case.get("skipped", "nothing ran")
-            table.append((*head, *["–"] * 6, reason))
+            found.append("–")
             continue
-        found = stats.ratio(ours["rounds"], theirs["rounds"])
-        table.append(
-            (
-                *head,
-                milliseconds(ours["rounds"]),
-                milliseconds(theirs["rounds"]),
-                f"{found['ratio']:.2f} ({found['low']:.2f} to {found['high']:.2f})",
-                verdict(found["ratio"], case["goal"]),
-                f"{ours['peak_mb']:.0f}",
-                f"{theirs['peak_mb']:.0f}",
-                f"{ours['variant']}; {theirs['variant']}",
-            )
-        )
-    return table
+        ratio = stats.ratio(ours["rounds"], theirs["rounds"])["ratio"]
+        found.append(verdict(ratio, case["goal"]))
+    return found
 
 
-def screen_table(table_rows: list[tuple[str, ...]]) -> Table:
-    """Without quartiles, memory and variants, which a terminal has no room for."""
+def screen_table(results: dict[str, Any]) -> Table:
+    """With the goals, and without memory, which a terminal has no room for."""
     table = Table(box=box.SIMPLE, padding=(0, 1), pad_edge=False)
-    for i, column in enumerate(COLUMNS[:7]):
+    for i, column in enumerate((*COLUMNS[:6], "goal")):
         right = 2 <= i <= 5
         table.add_column(column, justify="right" if right else "left", no_wrap=i == 5)
-    for row in table_rows:
-        medians = (cell.split(" (")[0] for cell in row[3:5])
-        table.add_row(*row[:3], *medians, *row[5:7])
+    for case, goal in zip(in_order(results), goals(results), strict=True):
+        table.add_row(*row(case)[:6], goal)
     return table
 
 
 def markdown_table(columns: tuple[str, ...], table_rows: list) -> str:
-    lines = [columns, ["---"] * len(columns), *table_rows]
+    words = ("model", "method")
+    rule = ["---" if column in words else "---:" for column in columns]
+    lines = [columns, rule, *table_rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def multiples(results: dict[str, Any], *, goals: bool = True) -> list[str]:
+def part_table(part: str, table_rows: list[tuple[str, ...]]) -> str:
+    """The table of a part; the model is named where there are several."""
+    columns = (*COLUMNS[:2], "B" if part == "e" else "K", *COLUMNS[3:])
+    first = 1 if len({row[0] for row in table_rows}) == 1 else 0
+    return markdown_table(columns[first:], [row[first:] for row in table_rows])
+
+
+def multiples(results: dict[str, Any], *, judge: bool = True) -> list[str]:
     """Each framework's step as a multiple of its own Adam's, where that was timed."""
     lines = []
     for name, case in results["cases"].items():
@@ -144,14 +166,14 @@ def multiples(results: dict[str, Any], *, goals: bool = True) -> list[str]:
                     f"its own Adam ({found['low']:.2f} to {found['high']:.2f}); "
                     f"Adam {milliseconds(adam['rounds'])} ms"
                 )
-                goal = case["goal_of_adam"] if goals else None
+                goal = case["goal_of_adam"] if judge else None
                 if goal is not None and side == "ours" and entry is best:
                     line += f"; goal {verdict(found['ratio'], goal)}"
                 lines.append(line)
     return lines
 
 
-def notes(results: dict[str, Any], *, short: bool, goals: bool = True) -> list[str]:
+def notes(results: dict[str, Any], *, short: bool, judge: bool = True) -> list[str]:
     """The machine, what was left out, and whether both sides computed the same."""
     m = results["machine"]
     lines = [
@@ -167,7 +189,7 @@ def notes(results: dict[str, Any], *, short: bool, goals: bool = True) -> list[s
             f"The machine was busy: up to {max(results['load']):.1f} processes ran or "
             "waited as cases began. Times and ratios are not to be trusted."
         )
-    judged = [row[6] for row in rows(results) if goals and row[6] != "–"]
+    judged = [goal for goal in goals(results) if judge and goal != "–"]
     met = sum(goal.endswith(" met") and "not" not in goal for goal in judged)
     if judged:
         lines.append(f"Goals for multiterm / PyTorch met: {met} of {len(judged)}.")
@@ -179,20 +201,67 @@ def notes(results: dict[str, Any], *, short: bool, goals: bool = True) -> list[s
             f"variants of both frameworks: {worst:.1e}."
         )
     if results.get("not_run"):
-        lines.append(f"Not run yet: {', '.join(results['not_run'])}.")
+        lines.append(f"Not run: {'; '.join(results['not_run'])}.")
     return lines
 
 
-def compile_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Compilation and XLA's own count of temporaries, of the variants compared."""
-    table = []
+def beside(results: dict[str, Any]) -> list[str]:
+    """What was timed outside the comparison, where a case has no Adam to refer to."""
+    lines = []
     for name, case in results["cases"].items():
         ours = pick(case, "ours", case["method"])
+        for entry in case["entries"]:
+            if case["baseline"] or entry["variant"] not in case["extras"]:
+                continue
+            if ours is None or not entry.get("rounds"):
+                continue
+            found = stats.ratio(ours["rounds"], entry["rounds"])
+            lines.append(
+                f"{name}: {entry['variant']}, which computes something else, takes "
+                f"{milliseconds(entry['rounds'])} ms; multiterm over it: "
+                f"{ratio_text(found)}."
+            )
+    return lines
+
+
+def label(case: dict[str, Any]) -> str:
+    """A short name, among the cases of the same part."""
+    letter = "B" if case["terms"] == "rows" else "K"
+    return f"{model_of(case)}, {METHODS[case['method']]}, {letter} = "
+
+
+def ways(results: dict[str, Any]) -> list[str]:
+    """Which ways were the fastest, and in which cases."""
+    found: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for case in in_order(results):
+        both = [pick(case, side, case["method"]) for side in ("ours", "theirs")]
+        if all(both):
+            ours, theirs = (entry["variant"] for entry in both if entry)
+            listed = found.setdefault((ours, theirs), {})
+            listed.setdefault(label(case), []).append(str(case["num_terms"]))
+    lines = []
+    for (ours, theirs), listed in found.items():
+        names = "; ".join(name + ", ".join(terms) for name, terms in listed.items())
+        lines.append(f"`{ours}` and `{theirs}`: {names}.")
+    return lines
+
+
+def compilation(results: dict[str, Any]) -> list[str]:
+    """Compilation and XLA's own count of temporaries, of the ways compared."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for case in in_order(results):
+        ours = pick(case, "ours", case["method"])
         if ours is not None and ours["program_mb"]:
-            program = ours["program_mb"]
-            numbers = (ours["compile_seconds"], program["temporaries"])
-            table.append((name, ours["variant"], *(f"{x:.1f}" for x in numbers)))
-    return table
+            numbers = ours["compile_seconds"], ours["program_mb"]["temporaries"]
+            found.setdefault(case["part"], []).append(numbers)
+    lines = []
+    for part, pairs in found.items():
+        seconds, megabytes = zip(*pairs, strict=True)
+        lines.append(
+            f"{PARTS[part]}: {min(seconds):.1f} to {max(seconds):.1f} s, "
+            f"{min(megabytes):.0f} to {max(megabytes):.0f} MB."
+        )
+    return lines
 
 
 def markdown(results: dict[str, Any], *, short: bool = False) -> str:
@@ -201,20 +270,17 @@ def markdown(results: dict[str, Any], *, short: bool = False) -> str:
     It says what was measured. The goals are for those who work on the library, and are
     on screen only.
     """
-    machine, *remarks = notes(results, short=short, goals=False)
+    machine, *remarks = notes(results, short=short, judge=False)
     blocks = [machine]
-    by_case = zip(in_order(results), rows(results), strict=True)
     found: dict[str, list] = {}
-    for case, row in by_case:
-        found.setdefault(case["part"], []).append(row[:6] + row[7:])
+    for case in in_order(results):
+        found.setdefault(case["part"], []).append(row(case))
     for part, table_rows in found.items():
-        table = markdown_table(COLUMNS[:6] + COLUMNS[7:], table_rows)
-        blocks += [f"**{PARTS[part]}**", table]
-    lines = [*multiples(results, goals=False), *remarks]
-    blocks.append("\n".join(f"- {line}" for line in lines))
-    columns = ("case", "way", "compilation, s", "temporaries of the program, MB")
-    blocks += [
-        "**Compilation and temporaries, multiterm**",
-        markdown_table(columns, compile_rows(results)),
-    ]
+        blocks += [f"**{PARTS[part]}**", part_table(part, table_rows)]
+    for title, lines in (
+        ("Beside", [*multiples(results, judge=False), *beside(results), *remarks]),
+        ("Fastest ways, multiterm and PyTorch", ways(results)),
+        ("Compilation and temporaries of the program", compilation(results)),
+    ):
+        blocks += [f"**{title}**", "\n".join(f"- {line}" for line in lines)]
     return "\n\n".join(blocks) + "\n"

@@ -13,33 +13,24 @@ are medians of alternating steps in one process.
 import argparse
 import statistics
 import time
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ours import NETWORKS, row_losses
+from cases import ROWS
+from ours import make_losses
 from problems import Size, make_problem
 from rich.console import Console
 from rich.table import Table
 
 import multiterm_optax as mt
 
-SIZES = {
-    "mlp": Size(batch=0, width=512, depth=8),
-    "transformer": Size(batch=0, width=128, depth=4, length=32, heads=4),
-    "conv": Size(batch=0, pixels=28),
-}
 SHORT = {
     "mlp": Size(batch=0, width=16, depth=2),
     "transformer": Size(batch=0, width=16, depth=1, length=4, heads=4),
     "conv": Size(batch=0, pixels=12),
 }
-
-
-def squared_errors(params, batch, network):
-    return jnp.square(network(params, batch["x"]) - batch["y"]).mean(axis=1)
 
 
 def simple_weights() -> mt.Weighting:
@@ -62,8 +53,7 @@ def simple_weights() -> mt.Weighting:
 def compiled_pair(model: str, size: Size):
     """The ordinary gradient and that of B terms, compiled, with their arguments."""
     params, batch = jax.tree.map(jnp.asarray, make_problem(model, size, 10))
-    losses_of = row_losses if model == "conv" else squared_errors
-    losses_fn = partial(losses_of, network=partial(NETWORKS[model], size=size))
+    losses_fn = make_losses(model, size, 10, "rows")
     weighted_grad = mt.value_and_weighted_grad(
         losses_fn, simple_weights(), gramian="rows"
     )
@@ -100,7 +90,7 @@ def main(arguments: list[str] | None = None) -> list[list[float]]:
     parser = argparse.ArgumentParser()
     parser.add_argument("--short", action="store_true", help="small models, one step")
     short = parser.parse_args(arguments).short
-    sizes, batches = (SHORT, (20,)) if short else (SIZES, (32, 64, 256))
+    sizes, batches = (SHORT, (20,)) if short else (ROWS, (32, 64, 256))
     table = Table(title=f"B terms over one gradient, JAX {jax.__version__}")
     for head in ("model", "B", "operations", "temporaries", "time"):
         table.add_column(head, justify="right")

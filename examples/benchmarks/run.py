@@ -1,6 +1,6 @@
 """Whole training steps, this library against PyTorch: measures, then reports.
 
-    python examples/benchmarks/run.py            # all, about twenty minutes
+    python examples/benchmarks/run.py            # all, about forty minutes
     python examples/benchmarks/run.py --short    # does everything run? under a minute
 
 It needs the extra ``benchmarks``. Results are saved after every case: a run that was
@@ -90,7 +90,7 @@ def _measure(case: Case, budget: Budget, peers: dict[str, Peer]) -> dict[str, An
     for side, peer in peers.items():
         methods = [case.method, *["adam"] * case.baseline]
         for method in methods:
-            names = peer.ask("variants", case.model, method)
+            names = peer.ask("variants", case.model, method, case.terms)
             if isinstance(names, dict):
                 return record(case, {}, skipped=f"{side}: {names['error']}")
             if not names:
@@ -103,7 +103,7 @@ def _measure(case: Case, budget: Budget, peers: dict[str, Peer]) -> dict[str, An
     while waiting:
         key = side, method, name = waiting.pop(0)
         entries[key] = peers[side].ask(
-            "probe", case.model, case.size, case.num_terms, method, name
+            "probe", case.model, case.size, case.num_terms, method, name, case.terms
         )
         if entries[key].pop("gone", False):
             # What the process had built is gone with it.
@@ -117,8 +117,10 @@ def _measure(case: Case, budget: Budget, peers: dict[str, Peer]) -> dict[str, An
     for side in peers:
         if not any(key[0] == side and key[1] == case.method for key in kept):
             return record(case, entries, skipped=f"{side}: nothing ran")
-    for side, *key in kept:
-        peers[side].ask("start", *key)
+    for key in kept:
+        peers[key[0]].ask("start", *key[1:])
+        if entries[key]["seconds"] < worker.SLOW:
+            peers[key[0]].ask("time", *key[1:], 1)
     steps = {
         key: max(1, min(50, round(budget.turn / entries[key]["seconds"])))
         for key in kept
@@ -126,6 +128,8 @@ def _measure(case: Case, budget: Budget, peers: dict[str, Peer]) -> dict[str, An
     cost = sum((n + (n > 1)) * entries[key]["seconds"] for key, n in steps.items())
     least, most = budget.rounds
     allowed = budget.case / (3 if case.part == "d" else 1)
+    if max(entries[key]["seconds"] for key in kept) > worker.SLOW:
+        least = min(least, 3)
     rounds = max(least, min(most, int(allowed / cost)))
     for key in kept:
         entries[key]["rounds"] = []
@@ -179,7 +183,9 @@ def losses_apart(case: Case, listed: list[dict]) -> list[float]:
     runs = [
         entry["losses"]
         for entry in listed
-        if entry["method"] == case.method and "losses" in entry
+        if entry["method"] == case.method
+        and "losses" in entry
+        and entry.get("variant") not in case.extras
     ]
     apart = []
     for losses in zip(*runs, strict=True):
@@ -229,7 +235,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", type=Path, default=Path("benchmarks-results"))
     parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument(
-        "--minutes", type=float, default=11.0, help="start no case later"
+        "--minutes", type=float, default=60.0, help="start no case later"
     )
     parser.add_argument("--fresh", action="store_true", help="forget saved results")
     parser.add_argument("--report", action="store_true", help="measure nothing")

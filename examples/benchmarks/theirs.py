@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from problems import VOCABULARY, Size, make_problem
+from cases import OUTPUTS
+from problems import HEAD, VOCABULARY, Size, make_problem
 from torch import nn
 from torch.nn import functional
 from torch_mtadam import MTAdam
@@ -27,6 +28,36 @@ class MLP(nn.Module):
         for layer in self.layers[:-1]:
             x = functional.relu(layer(x))
         return self.layers[-1](x)
+
+
+class Trunk(nn.ModuleList):
+    def forward(self, x):
+        for layer in self:
+            x = functional.relu(layer(x))
+        return x
+
+
+class Head(nn.ModuleList):
+    def forward(self, features):
+        return self[1](functional.relu(self[0](features)))
+
+
+class Heads(nn.Module):
+    def __init__(self, size: Size, inputs: int, num_terms: int):
+        super().__init__()
+        widths = [inputs, *[size.width] * size.depth]
+        self.trunk = Trunk(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.heads: Any = nn.ModuleList(
+            Head([nn.Linear(size.width, HEAD), nn.Linear(HEAD, 1)])
+            for _ in range(num_terms)
+        )
+
+    def losses(self, features, targets):
+        """A list: each has a graph of its own above the features."""
+        return [
+            (head(features)[:, 0] - targets[:, k]).square().mean()
+            for k, head in enumerate(self.heads)
+        ]
 
 
 class Block(nn.Module):
@@ -49,8 +80,9 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    def __init__(self, size: Size, num_terms: int):
+    def __init__(self, size: Size, num_terms: int, one_by_row: bool = False):
         super().__init__()
+        self.one_by_row = one_by_row
         self.tokens = nn.Embedding(VOCABULARY, size.width)
         self.places = nn.Embedding(size.length, size.width)
         self.blocks = nn.ModuleList(Block(size.width) for _ in range(size.depth))
@@ -59,7 +91,11 @@ class Transformer(nn.Module):
         self.register_buffer("numbers", torch.arange(size.length), persistent=False)
 
     def forward(self, tokens):
-        x = self.tokens(tokens) + self.places(self.numbers)
+        # The engine for rows asks that every layer's input has one entry for each.
+        numbers: Any = self.numbers
+        if self.one_by_row:
+            numbers = numbers.expand(len(tokens), -1)
+        x = self.tokens(tokens) + self.places(numbers)
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x).mean(dim=1))
@@ -95,13 +131,19 @@ def load(model: nn.Module, arrays: dict[str, np.ndarray]) -> nn.Module:
 # --- steps -------------------------------------------------------------------------
 
 
-def variants(model: str, method: str) -> list[str]:
+def variants(model: str, method: str, terms: str = "outputs") -> list[str]:
     """The ways their step can be taken; the fastest one is compared."""
     if method == "adam":
         return ["torch.optim.Adam"]
     if method == "mtadam":
         ways = ["one by one", "batched"]
         return ways + ["by rows"] * (model == "conv")
+    if terms == "rows":
+        return ["autogram, batch_dim=0"]
+    if terms == "features":
+        return ["head by head", "jac at the features"]
+    if terms == "trunk":
+        return ["mtl_backward", "mtl_backward, one by one", "autogram of the trunk"]
     return ["autogram", "autojac", "autojac, one by one"]
 
 
@@ -110,24 +152,37 @@ class Runner:
 
     compile_seconds = 0.0
 
-    def __init__(self, model: str, size: Size, num_terms: int, method: str, name: str):
+    def __init__(
+        self,
+        model: str,
+        size: Size,
+        num_terms: int,
+        method: str,
+        name: str,
+        terms: str = "outputs",
+        device: str = "cpu",
+    ):
+        self.device = device
         self.kind, self.size, self.num_terms = model, size, num_terms
-        self.method, self.variant = method, name
-        self.arrays, batch = make_problem(model, size, num_terms)
-        self.batch = {key: torch.tensor(value) for key, value in batch.items()}
+        self.method, self.variant, self.terms = method, name, terms
+        self.outputs = OUTPUTS if terms == "rows" else num_terms
+        self.arrays, batch = make_problem(model, size, self.outputs)
+        self.batch = {k: torch.tensor(value).to(device) for k, value in batch.items()}
         if model == "conv":
             self.batch["x"] = self.batch["x"].permute(0, 3, 1, 2).contiguous()
             self.batch["y"] = self.batch["y"].long()
-            self.is_class = functional.one_hot(self.batch["y"], num_terms).float()
+            self.is_class = functional.one_hot(self.batch["y"], self.outputs).float()
 
     def start(self) -> None:
-        if self.kind == "mlp":
-            inputs = self.batch["x"].shape[1]
-            model = MLP(self.size, inputs, self.num_terms)
+        inputs = self.batch["x"].shape[1]
+        if self.kind in ("mlp", "heads"):
+            kind = MLP if self.kind == "mlp" else Heads
+            model: nn.Module = kind(self.size, inputs, self.outputs)
+        elif self.kind == "transformer":
+            model = Transformer(self.size, self.outputs, self.terms == "rows")
         else:
-            kinds = {"transformer": Transformer, "conv": Conv}
-            model = kinds[self.kind](self.size, self.num_terms)
-        self.model: Any = load(model, self.arrays)
+            model = Conv(self.size, self.outputs)
+        self.model: Any = load(model, self.arrays).to(self.device)
         self.params: Any = list(model.parameters())
         if self.method == "mtadam":
             self.optimizer: Any = MTAdam(
@@ -147,11 +202,14 @@ class Runner:
         from torchjd.autogram import Engine
 
         name = {"mgda": "MGDA", "pcgrad": "PCGrad", "upgrad": "UPGrad"}[self.method]
-        if self.variant == "autogram":
-            self.engine: Any = Engine(self.model, batch_dim=None)
-            self.weighting: Any = getattr(aggregation, f"{name}Weighting")()
-        else:
-            self.aggregator: Any = getattr(aggregation, name)()
+        self.weighting: Any = getattr(aggregation, f"{name}Weighting")()
+        self.aggregator: Any = getattr(aggregation, name)()
+        if self.variant.startswith("autogram"):
+            of_trunk = self.variant.endswith("trunk")
+            self.engine: Any = Engine(
+                self.model.trunk if of_trunk else self.model,
+                batch_dim=0 if self.terms == "rows" else None,
+            )
 
     def stop(self) -> None:
         self.model = self.params = self.optimizer = self.engine = None
@@ -159,26 +217,32 @@ class Runner:
     def losses(self, rows: Any = slice(None)) -> torch.Tensor:
         """The losses [K]; with ``rows``, the mean loss of these rows."""
         outputs = self.model(self.batch["x"][rows])
+        by_row = self.terms == "rows"
         if self.kind != "conv":
-            return (outputs - self.batch["y"]).square().mean(dim=0)
+            squares = (outputs - self.batch["y"]).square()
+            return squares.mean(dim=1 if by_row else 0)
         labels = self.batch["y"][rows]
         if not isinstance(rows, slice):
             return functional.cross_entropy(outputs, labels)
         errors = functional.cross_entropy(outputs, labels, reduction="none")
+        if by_row:
+            return errors
         return errors @ self.is_class / self.is_class.sum(dim=0)
 
     def step(self) -> np.ndarray:
         """One training step; the losses before it."""
         if self.variant == "by rows":
             return self._step_by_rows()
+        if self.kind == "heads":
+            return self._step_of_heads()
         losses = self.losses()
-        found = losses.detach().numpy().copy()
+        found = losses.detach().cpu().numpy().copy()
         if self.method == "mtadam":
             self.optimizer.step(losses)
             return found
         if self.method == "adam":
             losses.sum().backward()
-        elif self.variant == "autogram":
+        elif self.variant.startswith("autogram"):
             losses.backward(self.weighting(self.engine.compute_gramian(losses)))
         else:
             self._autojac(losses)
@@ -210,6 +274,61 @@ class Runner:
 
         self.optimizer.step(each())
         return np.array(found, np.float32)
+
+    def _step_of_heads(self) -> np.ndarray:
+        """One step of a trunk with heads; the heads receive their own gradients."""
+        model, variant = self.model, self.variant
+        features = model.trunk(self.batch["x"])
+        at_features = variant in ("head by head", "jac at the features")
+        below = features.detach().requires_grad_() if at_features else features
+        each = model.losses(below, self.batch["y"])
+        losses = torch.stack(each)
+        if at_features:
+            features.backward(self._at_the_features(each, below))
+        elif variant == "autogram of the trunk":
+            weights = self.weighting(self.engine.compute_gramian(losses))
+            (along,) = torch.autograd.grad(losses, features, weights, retain_graph=True)
+            losses.sum().backward(inputs=list(model.heads.parameters()))
+            features.backward(along)
+        else:
+            self._mtl_backward(each, features)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return losses.detach().cpu().numpy().copy()
+
+    def _at_the_features(self, each: list[Any], below: Any) -> torch.Tensor:
+        """The weighted gradient at the features; fills in the heads' gradients."""
+        from torchjd.autojac import jac
+
+        heads = list(self.model.heads.parameters())
+        if self.variant == "jac at the features":
+            (jacobian,) = jac(each, [below], retain_graph=True)
+            torch.autograd.backward(each, inputs=heads)
+        else:
+            found = []
+            for loss, head in zip(each, self.model.heads, strict=True):
+                params = list(head.parameters())
+                one, *grads = torch.autograd.grad(loss, [below, *params])
+                found.append(one)
+                for param, grad in zip(params, grads, strict=True):
+                    param.grad = grad
+            jacobian = torch.stack(found)
+        flat = jacobian.flatten(1)
+        return (self.weighting(flat @ flat.T) @ flat).reshape(below.shape)
+
+    def _mtl_backward(self, each: list[Any], features: Any) -> None:
+        from torchjd.autojac import jac_to_grad, mtl_backward
+
+        one_by_one = self.variant.endswith("one by one")
+        trunk = list(self.model.trunk.parameters())
+        mtl_backward(
+            each,
+            features=features,
+            tasks_params=[list(head.parameters()) for head in self.model.heads],
+            shared_params=trunk,
+            parallel_chunk_size=1 if one_by_one else None,
+        )
+        jac_to_grad(trunk, self.aggregator, optimize_gramian_computation=one_by_one)
 
     def program_memory(self) -> dict[str, int]:
         return {}

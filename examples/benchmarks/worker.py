@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 MB = 2**20
+SLOW = 5.0  # seconds; such steps are taken no more often than needed
 
 
 def main(connection: Any, framework: str, threads: int) -> None:
@@ -46,19 +47,23 @@ class Worker:
         self.runners: dict[tuple[str, str], Any] = {}
         self.base = resident()
 
-    def variants(self, model: str, method: str) -> list[str]:
-        return self.module.variants(model, method)
+    def variants(self, model: str, method: str, terms: str) -> list[str]:
+        return self.module.variants(model, method, terms)
 
     def probe(self, *key_and_problem: Any) -> dict[str, Any]:
         """Compiles a step, takes the first ones and looks at time and memory."""
-        model, size, num_terms, method, variant = key_and_problem
-        runner = self.module.Runner(model, size, num_terms, method, variant)
+        model, size, num_terms, method, variant, terms = key_and_problem
+        runner = self.module.Runner(model, size, num_terms, method, variant, terms)
         self.runners[method, variant] = runner
         runner.start()
         reset_peak()
         # Two steps at least: the second one finds the state that the first one made.
-        losses = [runner.step(), runner.step()]
-        times = timed(runner, 1)
+        losses = [runner.step()]
+        begin = time.perf_counter()
+        losses.append(runner.step())
+        times = [time.perf_counter() - begin]
+        if times[0] < SLOW:
+            times = timed(runner, 1)
         while sum(times) < 0.2 and len(times) < 10:
             times += timed(runner, 1)
         result = {
@@ -72,9 +77,7 @@ class Worker:
         return result
 
     def start(self, method: str, variant: str) -> None:
-        runner = self.runners[method, variant]
-        runner.start()
-        runner.step()
+        self.runners[method, variant].start()
 
     def time(self, method: str, variant: str, steps: int) -> list[float]:
         runner = self.runners[method, variant]
