@@ -36,10 +36,8 @@ def each(names):
 def deep(names):
     """Names and numbers of terms: two and 64, and variants of a method, are slow.
 
-    These run the programs that users have, of whose roundings the bounds are made. One
-    term alone has a test of its own, in test_contract.py.
+    One term alone has a test of its own, in test_contract.py.
     """
-    slow = [pytest.mark.slow, pytest.mark.usefixtures("full_compilation")]
     own = _methods.factories()
     return pytest.mark.parametrize(
         ("name", "terms"),
@@ -47,7 +45,7 @@ def deep(names):
             pytest.param(
                 name,
                 terms,
-                marks=[] if terms == 3 and name in own else slow,
+                marks=[] if terms == 3 and name in own else pytest.mark.slow,
             )
             for name in names
             for terms in (2, 3, 64)
@@ -56,6 +54,13 @@ def deep(names):
 
 
 every_method = each(FOUND)
+
+
+@pytest.fixture(autouse=True)
+def as_users_have_them(request):
+    """The slow tests run the programs of whose roundings the bounds are made."""
+    if request.node.get_closest_marker("slow"):
+        request.getfixturevalue("full_compilation")
 
 
 @functools.cache
@@ -90,7 +95,8 @@ def weights_of(name, x64, quick, shape, dtype, entries):
 
 
 def method(name):
-    x64, quick = jax.config.jax_enable_x64, jax.config.jax_disable_most_optimizations
+    x64 = bool(jax.config.jax_enable_x64)
+    quick = jax.config.read("jax_disable_most_optimizations")
     return lambda rows: weights_of(
         name, x64, quick, rows.shape, rows.dtype.str, rows.tobytes()
     )
@@ -170,7 +176,7 @@ def test_min_norm(name, terms):
 
 
 @pytest.mark.slow  # test_contract.py and test_absent.py run in float64
-@pytest.mark.usefixtures("x64", "full_compilation")
+@pytest.mark.usefixtures("x64")
 class TestDoublePrecision:
     """The same promises in float64, and to its digits."""
 
