@@ -253,6 +253,15 @@ MODELS = {
 }
 
 
+# The networks of these libraries are made of what the others hold; one runs by default.
+SOME = [
+    pytest.param(
+        name, marks=pytest.mark.slow if name in ("flax_linen", "equinox") else []
+    )
+    for name in MODELS
+]
+
+
 def names(params):
     """The innermost name of each leaf, in order."""
     found = []

@@ -8,7 +8,7 @@ import pytest
 from multiterm_optax import mgda, value_and_weighted_grad
 from multiterm_optax.gradients import _cut_products, _cuts, _gramian
 from tests._asserts import assert_close
-from tests.gradients._models import MODELS, names
+from tests.gradients._models import MODELS, SOME, names
 from tests.gradients._weighted import (
     column_losses,
     flops,
@@ -46,7 +46,7 @@ def shared_losses(row_losses):
     return losses_fn
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SOME)
 @pytest.mark.usefixtures("x64", "every_cut")
 def test_every_structure(name, record_deviation):
     params, row_losses, rows, cut = MODELS[name]()
@@ -86,7 +86,9 @@ def test_float32(num_terms, record_deviation):
     np.testing.assert_array_equal(found, found.T)
 
 
-@pytest.mark.parametrize("name", ["attention", "ensemble", "dense"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("attention", marks=pytest.mark.slow), "ensemble", "dense"]
+)
 @pytest.mark.usefixtures("x64", "every_cut")
 def test_many_terms(name):
     # In a batch, or in a loop where jaxlib 0.10 gets batched products wrong.

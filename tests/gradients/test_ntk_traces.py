@@ -13,7 +13,7 @@ from tests.references import grad_norm_balance as reference
 def parameters(dtype=np.float64):
     rng = np.random.default_rng(0)
     shapes = {"w": (2, 4), "b": (4,), "out": (4,)}
-    return {name: jnp.asarray(rng.normal(size=s), dtype) for name, s in shapes.items()}
+    return {name: np.asarray(rng.normal(size=s), dtype) for name, s in shapes.items()}
 
 
 def residuals_fn(params, x, *, scale=1.0):
@@ -35,7 +35,7 @@ def test_are_the_mean_squares_of_the_jacobians_rows(batch_size, record_deviation
     x = jnp.asarray(np.random.default_rng(1).normal(size=(7, 2)))
     traces = jax.jit(ntk_traces(residuals_fn, batch_size=batch_size))
     found = traces(params, x, scale=3.0)
-    jacobians = jax.jacrev(lambda p: residuals_fn(p, x, scale=3.0))(params)
+    jacobians = jax.jit(jax.jacrev(lambda p: residuals_fn(p, x, scale=3.0)))(params)
     sizes = {"equation": 7, "slopes": 6, "start": 1}
     flat = [
         np.concatenate(
@@ -52,7 +52,7 @@ def test_are_the_mean_squares_of_the_jacobians_rows(batch_size, record_deviation
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_squares_are_summed_in_float32(dtype):
     params = jnp.full(3, 2.0, dtype)
-    found = ntk_traces(lambda w: [300 * w[:1] * w[1], w[2]])(params)
+    found = jax.jit(ntk_traces(lambda w: [300 * w[:1] * w[1], w[2]]))(params)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, [2 * 600.0**2, 1.0], rtol=1e-2)
 

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+import multiterm_optax as mt
 from multiterm_optax import value_and_row_grads, value_and_term_grads
 from tests._asserts import (
     CountedTraces,
@@ -93,7 +94,12 @@ def test_equals_the_gradients_of_masked_losses(x64, passes):
 
 # The plan is that of all passes; a loop is compiled faster than unrolled passes.
 @pytest.mark.parametrize(
-    ("count", "passes"), [(1, "unroll"), (2, "loop"), (5, "unroll"), (13, "loop")]
+    ("count", "passes"),
+    [(1, "unroll"), (13, "loop")]
+    + [
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in [(2, "loop"), (5, "unroll")]
+    ],
 )
 def test_any_number_of_rows_in_any_split(x64, count, passes):
     params, rows = make_params(), make_rows(count)
@@ -336,6 +342,7 @@ def test_wrapped_function_keeps_its_name():
     assert value_and_row_grads(row_losses, 2).__name__ == "row_losses"
 
 
+@pytest.mark.slow  # The docstring's example runs outside jit, too.
 def test_eager_equals_jitted(x64):
     # A loop, whose body is one program: outside jit each operation else is one.
     fn = value_and_row_grads(row_losses, TERMS, passes="loop")
@@ -344,13 +351,32 @@ def test_eager_equals_jitted(x64):
     assert_close(fn(*args), jitted(*args), rtol=1e-12)
 
 
+@pytest.fixture
+def under_jit(monkeypatch):
+    """What the library makes is jitted: outside jit each operation is a program."""
+
+    def jitted(factory):
+        return lambda *args, **options: jax.jit(factory(*args, **options))
+
+    for name in ("value_and_row_grads", "value_and_term_grads"):
+        monkeypatch.setattr(mt, name, jitted(getattr(mt, name)))
+    make = mt.mtadam
+
+    def with_jitted_update(*args, **options):
+        tx = make(*args, **options)
+        return tx._replace(update=jax.jit(tx.update))
+
+    monkeypatch.setattr(mt, "mtadam", with_jitted_update)
+
+
+@pytest.mark.usefixtures("under_jit")
 def test_the_page_of_the_documentation_runs():
     page = Path(__file__).resolve().parents[2] / "docs" / "rows.md"
     names = {}
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
         exec(compile(block, page.name, "exec"), names)
     params, rows = names["params"], (names["x"], names["labels"])
-    found = jax.jit(names["class_grads"])(params, rows, rows[1])
+    found = names["class_grads"](params, rows, rows[1])
     expected = jax.jit(value_and_term_grads(names["class_losses"]))(params, rows)
     assert_close(found, expected, rtol=1e-5)
     assert float(names["losses"].mean()) < 0.7 * np.log(names["K"])

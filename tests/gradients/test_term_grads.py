@@ -155,8 +155,15 @@ def test_dict_terms_come_in_the_order_of_the_leaves(x64, x):
     assert_close(grads, expected, rtol=1e-13)
 
 
-@pytest.mark.parametrize("passes", PASSES)
-@pytest.mark.parametrize("shape", ["scalar", "vector", "dict"])
+@pytest.mark.parametrize(
+    ("shape", "passes"),
+    [
+        # Each shape once, and each way to pass.
+        pytest.param(shape, passes, marks=[] if i == j else pytest.mark.slow)
+        for i, shape in enumerate(["scalar", "vector", "dict"])
+        for j, passes in enumerate(PASSES)
+    ],
+)
 def test_one_term(x64, x, shape, passes):
     wrap = {
         "scalar": lambda v: v,
@@ -242,8 +249,15 @@ def test_aux_and_keyword_arguments(x64, x, passes):
     assert_identical(other, x * 2)
 
 
-@pytest.mark.parametrize("passes", PASSES)
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize(
+    ("dtype", "passes"),
+    [(jnp.bfloat16, passes) for passes in PASSES]
+    + [
+        pytest.param(dtype, passes, marks=pytest.mark.slow)
+        for dtype in (jnp.float16, jnp.float32)
+        for passes in PASSES
+    ],
+)
 def test_gradients_keep_the_dtype_of_the_parameters(passes, dtype):
     params = make_params(dtype)
     batch = np.ones((4, 3), np.float32)

@@ -61,7 +61,12 @@ def test_weightings_are_found():
     assert exported().keys() >= {"equal", "mgda", "pcgrad", "dwa", "inexact_mgda"}
 
 
-@pytest.mark.parametrize("name", _methods.sampled(sorted(exported())))
+# Of the representatives, two that read the gramian as MGDA does are slow as well.
+@pytest.mark.parametrize(
+    "name",
+    _methods.sampled(sorted(exported().keys() - {"cagrad", "compose"}))
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("cagrad", "compose")],
+)
 @pytest.mark.usefixtures("x64")
 def test_equals_reweight_and_sum_terms(name):
     weighting = exported()[name]()

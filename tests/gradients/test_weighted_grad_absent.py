@@ -65,11 +65,11 @@ def absent_run(weighting, masks, **options):
     ("name", "way"),
     [
         ("mgda", "leaf"),
-        ("mgda", "stack"),
         ("mgda", "forward"),
         ("pcgrad", None),
         ("dwa", None),
-        ("equal", None),
+        pytest.param("mgda", "stack", marks=pytest.mark.slow),
+        pytest.param("equal", None, marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.usefixtures("x64")
@@ -127,7 +127,7 @@ def test_a_held_mixing_matrix_without_a_term():
         assert_close(grads, combination(mixed, rows), rtol=1e-5)
 
 
-@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_no_term_at_all(every):
     for grads, state in absent_run(dwa(), [[0, 0, 0]] * 2, every=every):
         assert_zero((grads, state.weights))

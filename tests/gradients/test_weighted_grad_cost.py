@@ -10,7 +10,6 @@ from multiterm_optax import (
     constant,
     dwa,
     equal,
-    mgda,
     value_and_weighted_grad,
 )
 from tests._asserts import (
@@ -38,7 +37,13 @@ def abstract_state(weighted_grad, num_terms):
 
 
 @pytest.mark.parametrize(
-    ("num_terms", "way"), [(2, None), (4, None), (64, None), (64, "forward")]
+    ("num_terms", "way"),
+    [
+        pytest.param(2, None, marks=pytest.mark.slow),
+        (4, None),
+        (64, None),
+        (64, "forward"),
+    ],
 )
 def test_temporaries(num_terms, way):
     # Sixteen layers and few rows: parameters outweigh activations, as in the large.
@@ -47,7 +52,7 @@ def test_temporaries(num_terms, way):
         jax.ShapeDtypeStruct((8, 160), jnp.float32),
     )
     losses_fn = column_losses(num_terms)
-    weighted_grad = value_and_weighted_grad(losses_fn, mgda(), gramian=way)
+    weighted_grad = value_and_weighted_grad(losses_fn, spy(), gramian=way)
     plain = temporaries(
         jax.value_and_grad(lambda *args: losses_fn(*args).sum()), layers, x
     )
@@ -64,7 +69,7 @@ def test_temporaries_leaf_by_leaf():
         network(160, 16, abstract=True),
         jax.ShapeDtypeStruct((8, 160), jnp.float32),
     )
-    weighted_grad = value_and_weighted_grad(column_losses(12), mgda())
+    weighted_grad = value_and_weighted_grad(column_losses(12), spy())
     state = abstract_state(weighted_grad, 12)
     assert temporaries(weighted_grad.update, state, layers, x) <= 4 * 12 / 16
 
