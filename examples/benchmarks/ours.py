@@ -151,9 +151,9 @@ def make_losses(model, size, num_terms, terms="outputs"):
 def may_batch(model: str) -> bool:
     """Whether K passes in one batch give the right gradients here.
 
-    For attention they do not on CPU before JAX 0.12.
+    On CPU before jaxlib 0.11, attention and normalisation make them wrong.
     """
-    return model != "transformer" or jax.__version_info__ >= (0, 12)
+    return model != "transformer" or jax.__version_info__ >= (0, 11)
 
 
 def variants(model: str, method: str, terms: str = "outputs") -> list[str]:
@@ -163,7 +163,7 @@ def variants(model: str, method: str, terms: str = "outputs") -> list[str]:
     if method == "mtadam":
         if model != "conv":
             batched = ["term_grads, vmap"] * may_batch(model)
-            return ["term_grads", "term_grads, loop", *batched]
+            return ["term_grads", "term_grads, loop", *batched, "max_adam"]
         # No loop here: XLA's convolutions inside one are far too slow on CPU.
         return ["term_grads"] + ["row_grads"] * hasattr(mt, ROW_GRADS)
     if not hasattr(mt, method):
@@ -254,6 +254,8 @@ def make_step(model, size, num_terms, method, variant, terms="outputs"):
         updates, state = tx.update(grads, state, params, losses=losses)
         return optax.apply_updates(params, updates), state, losses
 
+    if variant == "max_adam":
+        return max_adam_step(losses_fn, num_terms)
     if method in ("adam", "mtadam") or side_by_side:
         return init, step
 
@@ -269,6 +271,18 @@ def make_step(model, size, num_terms, method, variant, terms="outputs"):
         return optax.apply_updates(params, updates), (weights, state), losses
 
     return init_both, step_both
+
+
+def max_adam_step(losses_fn, num_terms):
+    """MTAdam's step, which uses up each gradient as it is made."""
+    max_adam = mt.value_and_max_adam(losses_fn, mt.by_norm())
+
+    def step(params, state, batch):
+        losses, updates, state = max_adam.update(state, params, batch)
+        move = optax.tree.scale(-LEARNING_RATE, updates)
+        return optax.apply_updates(params, move), state, losses
+
+    return lambda params: max_adam.init(params, num_terms), step
 
 
 # --- what the worker calls ---------------------------------------------------------
