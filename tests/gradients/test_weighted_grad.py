@@ -61,7 +61,7 @@ def test_weightings_are_found():
     assert exported().keys() >= {"equal", "mgda", "pcgrad", "dwa", "inexact_mgda"}
 
 
-# Of the representatives, two that read the gramian as MGDA does are slow as well.
+# CAGrad and a composition take the way to the gramian that MGDA takes.
 @pytest.mark.parametrize(
     "name",
     _methods.sampled(sorted(exported().keys() - {"cagrad", "compose"}))
