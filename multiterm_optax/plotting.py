@@ -70,11 +70,8 @@ def weights(
     at = _steps(steps, len(values), "weights")
     ax = _axes(ax)
     for term, name in enumerate(names):
-        look = {
-            "color": _COLOURS[term % len(_COLOURS)],
-            "linestyle": _STYLES[term % len(_STYLES)],
-        }
-        ax.plot(at, values[:, term], label=name, **look)
+        colour, style = _COLOURS[term % len(_COLOURS)], _STYLES[term % len(_STYLES)]
+        ax.plot(at, values[:, term], label=name, color=colour, linestyle=style)
     # Zero is in the picture, at its edge, as a datum and not as a limit: a logarithmic
     # scale that is set later leaves it out, and would show nothing above a limit of 0.
     for line in ax.get_lines():
