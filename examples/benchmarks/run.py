@@ -1,7 +1,7 @@
 """Whole training steps, this library against PyTorch: measures, then reports.
 
-    python examples/benchmarks/run.py            # all, about forty minutes
-    python examples/benchmarks/run.py --short    # does everything run? under a minute
+    python examples/benchmarks/run.py            # all, some forty minutes
+    python examples/benchmarks/run.py --short    # does everything run? about a minute
 
 It needs the extra ``benchmarks``. Results are saved after every case: a run that was
 cut off resumes where it stopped. README.md in this folder says what is measured, and
