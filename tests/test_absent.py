@@ -94,7 +94,19 @@ CASES = {
     },
     **VARIANTS,
 }
-each_case = pytest.mark.parametrize("case", CASES)
+# By default one of those that differ only in how the terms are weighted or summed.
+SLOW = {
+    "balance_by_norm, global",
+    "lr_annealing, mean, plain",
+    "scale_by_max_adam, amsgrad",
+    "scale_by_max_adam, mean",
+    "adatask_adagrad",
+    "adatask_rmsprop",
+}
+each_case = pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=pytest.mark.slow if c in SLOW else ()) for c in CASES],
+)
 
 
 def draw(steps=STEPS, seed=0, params=PARAMS):

@@ -219,7 +219,7 @@ def test_the_mlp_has_ten_million_parameters_in_about_fifty_leaves(load):
     ("model", "method", "terms"),
     [
         ("mlp", "adam", 3),
-        ("mlp", "mtadam", 3),
+        pytest.param("mlp", "mtadam", 3, marks=pytest.mark.slow),
         ("mlp", "pcgrad", 3),
         # Two terms, the fewest: these are the dearest to compile.
         pytest.param("transformer", "mgda", 2, marks=pytest.mark.slow),

@@ -18,13 +18,16 @@ RECIPES = sorted((DOCS / "recipes").glob("*.md"))
 # Programs that take longest to compile, of stages that shorter pages and the tests of
 # these stages use, too.
 LONG = {
+    "coming_from",
     "equinox",
+    "gradient_accumulation",
     "line_searches",
     "lora",
     "own_parameters",
     "pareto_sweep",
     "popart_and_rewards",
     "production",
+    "remat",
 }
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 

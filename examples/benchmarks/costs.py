@@ -120,6 +120,7 @@ def all_steps(size: Size, terms: int) -> dict[str, Step]:
     sum_of = jax.value_and_grad(lambda *args: losses_fn(*args).sum())
     stacked = mt.value_and_term_grads(losses_fn)
     mtadam, capacity = mt.mtadam(1e-3, terms), -(-size.batch // terms)
+    max_adam = mt.value_and_max_adam(losses_fn, mt.by_norm())
     balanced = mt.balanced(optax.sgd(1e-2), terms)
     in_turn = mt.chain(mt.one_at_a_time(own, terms), optax.sgd(1e-2))
     both = params, batch
@@ -193,6 +194,9 @@ def all_steps(size: Size, terms: int) -> dict[str, Step]:
         ),
         "K gradients, balanced SGD": chained("K", stacked, balanced, *both),
         "K gradients, mtadam": chained("K", stacked, mtadam, *both),
+        "value_and_max_adam": Step(
+            "K", max_adam.update, max_adam.init(params, terms), both, countable=False
+        ),
         "K gradients, adatask_adam": chained(
             "K", stacked, mt.adatask_adam(1e-3, terms), *both
         ),

@@ -369,6 +369,7 @@ def under_jit(monkeypatch):
     monkeypatch.setattr(mt, "mtadam", with_jitted_update)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("under_jit")
 def test_the_page_of_the_documentation_runs():
     page = Path(__file__).resolve().parents[2] / "docs" / "rows.md"

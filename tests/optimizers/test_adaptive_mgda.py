@@ -87,7 +87,7 @@ def feed(tx, grads, jit=False):
     update = jax.jit(tx.update) if jit else tx.update
     state, updates = tx.init(jnp.zeros(grads.shape[-1], grads.dtype)), None
     for grad in grads:
-        updates, state = update(grad, state)
+        updates, state = update(jnp.asarray(grad), state)
     return updates, state
 
 

@@ -115,7 +115,7 @@ def test_each_group_has_its_own_direction(x64, groups):
 
 
 @pytest.mark.parametrize("kind", _jacobians.WELL_POSED, ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("terms", SIZES)
+@pytest.mark.parametrize("terms", sizes(3, slow=(2, 10, 64)))
 def test_float32_directions(kind, terms, record_deviation):
     rng = np.random.default_rng(terms)
     errors = []
