@@ -256,12 +256,13 @@ BAD = {
     [*((case, "too few") for case in CASES), *(("mtadam", b) for b in BAD)],
 )
 def test_a_wrong_mask_is_named(own_errors, case, bad):
-    tx, grads = CASES[case](K), jax.tree.map(lambda g: g[0], draw_for_cases()[0])
+    tx, params = CASES[case](K), _factories.example_params(np.float32)
+    grads = jax.tree.map(lambda p: jnp.ones((K, *p.shape)), params)
     with pytest.raises(ValueError, match="present must be") as caught:
         jax.eval_shape(
             lambda g, s: tx.update(g, s, losses=jnp.ones(K), present=BAD[bad]),
             grads,
-            jax.eval_shape(tx.init, _factories.example_params(np.float32)),
+            jax.eval_shape(tx.init, params),
         )
     assert_message(caught.value, "(3,)", "found", str(np.shape(BAD[bad])))
 

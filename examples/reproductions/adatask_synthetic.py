@@ -20,11 +20,13 @@ speak for small x: nearly all parameters dominated by B under equal weights, and
 of 0.01.
 """
 
+import textwrap
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import matplotlib as mpl
 import numpy as np
 import optax
 from adatask_common import DECAY, K, adatask, layer_shares, shared
@@ -199,19 +201,22 @@ def plot(shares, per_record):
     panels = [(scale, 0, f"all, x of {scale:g}") for scale in shares]
     panels += [(panels[-1][0], i + 1, layer) for i, layer in enumerate(LAYERS)]
     names = list(shares[panels[-1][0]])
-    figure = Figure(figsize=(16, 1.7 * len(panels)), dpi=56, layout="constrained")
+    size = (1.15 * len(names), 1.25 * len(panels) + 0.8)
+    figure = Figure(figsize=size, dpi=90, layout="constrained")
     grid = figure.subplots(len(panels), len(names), sharex=True, sharey=True)
-    greens = ["#1a9850", "#a6d96a", "#ffffbf", "#fdae61", "#d73027"]
+    # From dark to light, so that the order shows without colours, too.
+    colours = mpl.colormaps["cividis"](np.linspace(0, 1, 5))
     for axes, (scale, part, label) in zip(grid, panels, strict=True):
-        axes[0].set_ylabel(label)
+        axes[0].set(ylabel=label, ylim=(0, 1), xticks=[])
         for ax, name in zip(axes, names, strict=True):
             found = shares[scale][name][:, part]
             steps = per_record * np.arange(1, len(found) + 1)
-            ax.stackplot(steps, found.T, colors=greens)
-            ax.set(ylim=(0, 1))
+            areas = ax.stackplot(steps, found.T, colors=colours)
     for ax, name in zip(grid[0], names, strict=True):
-        ax.set_title(name, fontsize="small")
-    figure.suptitle("Share of parameters by rAU of task B: green A's, red B's")
+        ax.set_title(textwrap.fill(name, 9), fontsize="medium")
+    fifths = [f"{low} to {low + 20} %" for low in range(0, 100, 20)]
+    title = f"rAU of task B, {len(found)} records in {steps[-1]} steps"
+    figure.legend(areas, fifths, loc="outside lower center", ncols=5, title=title)
     return figure
 
 
