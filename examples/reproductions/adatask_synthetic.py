@@ -32,6 +32,7 @@ import optax
 from adatask_common import DECAY, K, adatask, layer_shares, shared
 from common import arguments, console, mean_sd, save, show
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from rich.progress import track
 
 import multiterm_optax as mt
@@ -206,17 +207,18 @@ def plot(shares, per_record):
     grid = figure.subplots(len(panels), len(names), sharex=True, sharey=True)
     # From dark to light, so that the order shows without colours, too.
     colours = mpl.colormaps["cividis"](np.linspace(0, 1, 5))
+    steps = per_record * np.arange(1, len(shares[panels[0][0]][names[0]]) + 1)
     for axes, (scale, part, label) in zip(grid, panels, strict=True):
         axes[0].set(ylabel=label, ylim=(0, 1), xticks=[])
         for ax, name in zip(axes, names, strict=True):
             found = shares[scale][name][:, part]
-            steps = per_record * np.arange(1, len(found) + 1)
-            areas = ax.stackplot(steps, found.T, colors=colours)
+            ax.stackplot(steps, found.T, colors=colours)
     for ax, name in zip(grid[0], names, strict=True):
         ax.set_title(textwrap.fill(name, 9), fontsize="medium")
     fifths = [f"{low} to {low + 20} %" for low in range(0, 100, 20)]
-    title = f"rAU of task B, {len(found)} records in {steps[-1]} steps"
-    figure.legend(areas, fifths, loc="outside lower center", ncols=5, title=title)
+    title = f"rAU of task B, {len(steps)} records in {steps[-1]} steps"
+    patches = [Patch(color=colour) for colour in colours]
+    figure.legend(patches, fifths, loc="outside lower center", ncols=5, title=title)
     return figure
 
 
