@@ -214,7 +214,7 @@ def plot(shares, per_record):
             found = shares[scale][name][:, part]
             ax.stackplot(steps, found.T, colors=colours)
     for ax, name in zip(grid[0], names, strict=True):
-        ax.set_title(textwrap.fill(name, 9), fontsize="medium")
+        ax.set_title(textwrap.fill(name, 11), fontsize="medium")
     fifths = [f"{low} to {low + 20} %" for low in range(0, 100, 20)]
     title = f"rAU of task B, {len(steps)} records in {steps[-1]} steps"
     patches = [Patch(color=colour) for colour in colours]
