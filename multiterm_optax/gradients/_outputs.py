@@ -8,6 +8,7 @@ array, the operations that assembled it (``jnp.stack``, ``jnp.array``,
 followed back to the scalar.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,29 +18,81 @@ from jax.extend import core
 
 Read = Callable[[jax.Array], jax.Array]
 
+# Outputs are separate if an operation serves no more of them than this on average, so
+# that the program of all passes is at most this many times as long as that of one.
+_MAX_SHARED = 2.0
+
 
 def split_outputs(
     linear: Callable[..., Any], tangents: tuple[Any, ...], num_terms: int
 ) -> list[Callable[..., jax.Array]]:
     """Returns K functions of ``tangents``, the i-th giving the i-th loss's tangent."""
-    flat, structure = jax.tree.flatten(tangents)
-    closed = jax.make_jaxpr(lambda *leaves: linear(*structure.unflatten(leaves)))(*flat)
-    jaxpr = closed.jaxpr
-    makers = {out: eqn for eqn in jaxpr.eqns for out in eqn.outvars}
-    constants = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    closed = _traced(linear, tangents)
+    makers = _makers(closed)
 
     def one_output(var: Any, read: Read) -> Callable[..., jax.Array]:
         if isinstance(var, core.Literal):
             return lambda *_: read(jnp.asarray(var.val, jnp.result_type(var.val)))
+        needed = _needed(var, makers)
+        jaxpr = closed.jaxpr
+        if not jaxpr.effects:
+            jaxpr = jaxpr.replace(eqns=[eqn for eqn in jaxpr.eqns if id(eqn) in needed])
         alone = core.jaxpr_as_fun(closed.replace(jaxpr=jaxpr.replace(outvars=[var])))
         return lambda *args: read(alone(*jax.tree.leaves(args))[0])
 
+    return [one_output(var, read) for var, read in _scalars(closed, makers, num_terms)]
+
+
+def are_separate(
+    linear: Callable[..., Any], tangents: tuple[Any, ...], num_terms: int
+) -> bool:
+    """Whether hardly any operation serves several outputs, as in heads on features."""
+    closed = _traced(linear, tangents)
+    makers = _makers(closed)
+    counts: Counter[int] = Counter()
+    for var, _ in _scalars(closed, makers, num_terms):
+        if not isinstance(var, core.Literal):
+            counts.update(_needed(var, makers))
+    sizes = {id(eqn): 1 + sum(1 for _ in _below(eqn)) for eqn in closed.jaxpr.eqns}
+    whole = sum(sizes[key] for key in counts)
+    # Of few outputs a quarter of what is between nothing in common and all.
+    limit = min(_MAX_SHARED, 1 + (num_terms - 1) / 4)
+    return sum(sizes[key] * counts[key] for key in counts) <= limit * whole
+
+
+def _traced(linear: Callable[..., Any], tangents: tuple[Any, ...]) -> core.ClosedJaxpr:
+    flat, structure = jax.tree.flatten(tangents)
+    return jax.make_jaxpr(lambda *leaves: linear(*structure.unflatten(leaves)))(*flat)
+
+
+def _makers(closed: core.ClosedJaxpr) -> dict[Any, core.JaxprEqn]:
+    """The operation that makes a variable."""
+    return {out: eqn for eqn in closed.jaxpr.eqns for out in eqn.outvars}
+
+
+def _needed(var: Any, makers: dict[Any, core.JaxprEqn]) -> set[int]:
+    """The identities of the operations that a variable depends on."""
+    found: set[int] = set()
+    ahead = [var]
+    while ahead:
+        one = ahead.pop()
+        eqn = None if isinstance(one, core.Literal) else makers.get(one)
+        if eqn is not None and id(eqn) not in found:
+            found.add(id(eqn))
+            ahead.extend(eqn.invars)
+    return found
+
+
+def _scalars(
+    closed: core.ClosedJaxpr, makers: dict[Any, core.JaxprEqn], num_terms: int
+) -> list[tuple[Any, Read]]:
+    """The variable that holds each loss's tangent, and how to read it."""
+    jaxpr = closed.jaxpr
+    constants = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     if len(jaxpr.outvars) == num_terms:  # a pytree of scalars (or K = 1)
-        scalars = [(var, lambda x: x.reshape(())) for var in jaxpr.outvars]
-    else:
-        (array,) = jaxpr.outvars
-        scalars = [_element(array, i, makers, constants) for i in range(num_terms)]
-    return [one_output(var, read) for var, read in scalars]
+        return [(var, lambda x: x.reshape(())) for var in jaxpr.outvars]
+    (array,) = jaxpr.outvars
+    return [_element(array, i, makers, constants) for i in range(num_terms)]
 
 
 def _element(
@@ -87,8 +140,12 @@ def equations(
 def _inside(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
     for eqn in jaxpr.eqns:
         yield eqn
-        for value in eqn.params.values():
-            for part in value if isinstance(value, tuple | list) else (value,):
-                inner = getattr(part, "jaxpr", part)
-                if hasattr(inner, "eqns"):
-                    yield from _inside(inner)
+        yield from _below(eqn)
+
+
+def _below(eqn: core.JaxprEqn) -> Iterator[core.JaxprEqn]:
+    for value in eqn.params.values():
+        for part in value if isinstance(value, tuple | list) else (value,):
+            inner = getattr(part, "jaxpr", part)
+            if hasattr(inner, "eqns"):
+                yield from _inside(inner)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from multiterm_optax import _terms
 from multiterm_optax.gradients import _inputs
-from multiterm_optax.gradients._outputs import equations, split_outputs
+from multiterm_optax.gradients._outputs import are_separate, equations, split_outputs
 
 Passes = Literal["unroll", "vmap", "loop"]
 PASSES = (None, "unroll", "vmap", "loop")
@@ -34,8 +34,11 @@ def choose(
 ) -> Passes:
     """The way that is fastest for a program on the machine and the jaxlib at hand.
 
-    Accelerators batch the passes, unless a mesh spreads the program over devices, where
-    a batch sends more. The other choices are for CPU. Up to 16 terms, products with
+    Terms that have hardly an operation in common, such as heads seen from shared
+    features, are unrolled wherever and however many they are: in a batch or a loop each
+    pass would go through the operations of all terms. Else accelerators batch the
+    passes, unless a mesh spreads the program over devices, where a batch sends more.
+    The other choices are for CPU. Up to 16 terms, products with
     batch dimensions, as in attention, are faster in a batch, and so are 8 and more
     passes through a scan; all else is unrolled. Beyond, a loop needs the least memory,
     but XLA:CPU is slow at convolutions in one, and a caller who ``keeps_all`` inner
@@ -60,6 +63,8 @@ def choose(
     With 32 terms a batch took 0.5 to 1.2 times as long as a loop, and 3 to 22 times its
     temporaries. On an H200 a batch took 0.50 to 0.94 of the unrolled time, K = 2 to 10.
     """
+    if are_separate(linear, inputs, num_terms):
+        return "unroll"
     few = num_terms <= MAX_UNROLLED
     if few and jax.sharding.get_abstract_mesh().size > 1:
         return "unroll"

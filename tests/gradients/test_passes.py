@@ -71,13 +71,17 @@ def problem(num_terms):
 
 def chosen(model, num_terms, mesh=None, **options):
     params, x = problem(num_terms)
+    loss = functools.partial(losses_fn, x=x, model=model)
+    with mesh or contextlib.nullcontext():
+        return chosen_for(loss, params, num_terms, **options)
+
+
+def chosen_for(loss, params, num_terms, **options):
     found = []
 
     def record(params):
-        loss = functools.partial(losses_fn, x=x, model=model)
         _, linear = jax.linearize(loss, params)
-        with mesh or contextlib.nullcontext():
-            found.append(_passes.choose(linear, (params,), num_terms, **options))
+        found.append(_passes.choose(linear, (params,), num_terms, **options))
 
     jax.eval_shape(record, params)
     return found[0]
@@ -112,6 +116,33 @@ def test_accelerators_batch_but_for_a_mesh(monkeypatch, model):
     mesh = jax.sharding.AbstractMesh((8,), ("data",))
     assert chosen(model, 2, jax.sharding.use_abstract_mesh(mesh)) == "unroll"
     assert chosen(model, 17, jax.sharding.use_abstract_mesh(mesh)) == "vmap"
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("num_terms", [2, 17])
+def test_heads_are_unrolled_and_what_shares_a_layer_is_not(
+    monkeypatch, backend, num_terms
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax.lib, "__version__", "0.11.0")
+    weights, x = np.ones((num_terms, WIDTH, 3)), np.ones((2, 5, WIDTH))
+
+    def heads(z):  # with attention, which would be batched
+        for head in weights:
+            queries = jax.nn.gelu(z @ head)
+            yield jnp.sum(jax.nn.softmax(queries @ queries.swapaxes(1, 2)) ** 2)
+
+    assert chosen_for(lambda z: jnp.stack(list(heads(z))), x, num_terms) == "unroll"
+    named = chosen_for(lambda z: dict(enumerate(heads(z))), x, num_terms)
+    assert named == "unroll"
+
+    def behind_layers(z):
+        for _ in range(50):
+            z = jnp.tanh(z)
+        return jnp.stack(list(heads(z)))
+
+    expected = "loop" if (backend, num_terms) == ("cpu", 17) else "vmap"
+    assert chosen_for(behind_layers, x, num_terms) == expected
 
 
 # --- what comes out ------------------------------------------------------------------
