@@ -29,7 +29,11 @@ from multiterm_optax._typing import Gramian
 _EXCHANGE = 0.2
 
 # For this many faces, everything that is wrong with them is exchanged at once.
-_WHOLE = 6
+_WHOLE = 10
+
+# Once no more than one problem in so many is left, these go on by themselves, unless
+# they are fewer than the least number.
+_FEWER, _LEAST = 3, 16
 
 # Iterations, in K. More would cost more than solving the problems one by one.
 _MAX_ITERATIONS = 5
@@ -92,15 +96,22 @@ def solve_each(c: Gramian, q: Float[Array, "N K"]) -> Found:
     def going(s: _Search) -> Bool[Array, " N"]:
         return ~s.done & (s.iterations < budget)
 
-    def search(s: _Search) -> _Search:
-        return jax.lax.while_loop(
-            lambda s: jnp.any(going(s)),
+    def search(s: _Search, q: Float[Array, "N K"]) -> _Search:
+        fewer = len(q) // _FEWER if len(q) >= _FEWER * _LEAST else 0
+        s = jax.lax.while_loop(
+            lambda s: jnp.sum(going(s)) > fewer,
             lambda s: _where(going(s), _improved(s, c, q, eps / 2), s),
             s,
         )
+        if not fewer:
+            return s
+        # The last problems take several times as many iterations as most.
+        rows = jnp.argsort(~going(s))[:fewer]
+        end = search(jax.tree.map(lambda x: x[rows], s), q[rows])
+        return jax.tree.map(lambda x, new: x.at[rows].set(new), s, end)
 
     def again(rounds: _Rounds) -> _Rounds:
-        end = search(rounds.search)
+        end = search(rounds.search, q)
         z = jnp.maximum(jnp.where(end.face, end.z, 0), 0)
         residual = _residual(c, z, q)
         wrong = jnp.where(end.face, jnp.abs(residual), jnp.maximum(residual, 0))

@@ -16,6 +16,7 @@ from multiterm_optax._checks._hyperparameters import (
     number_or_vector as number_or_vector,
 )
 from multiterm_optax._checks._hyperparameters import one_of as one_of
+from multiterm_optax._checks._hyperparameters import preference as preference
 from multiterm_optax._checks._hyperparameters import prng_key as prng_key
 from multiterm_optax._checks._hyperparameters import static_int as static_int
 from multiterm_optax._checks._hyperparameters import term as term

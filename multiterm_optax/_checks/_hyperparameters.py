@@ -1,6 +1,7 @@
 """What a factory is given: numbers, choices, functions and transformations."""
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -136,6 +137,22 @@ def vector(value: Any, argument: str, name: str, num_terms: int) -> jax.Array:
     traced = any(isinstance(one, Tracer) for one in jax.tree.leaves(value))
     non_negative(array if traced else value, argument, name, array=True)
     return array
+
+
+def preference(value: Any, name: str) -> Callable[..., Any]:
+    """Returns ``of(num_terms, default=None)``: the K numbers of a preference.
+
+    What is wrong for any K is refused at once. Without a preference it is the default.
+    """
+    if value is not None:
+        non_negative(value, "preference", name, array=True)
+
+    def of(num_terms: int, default: Any = None) -> Any:
+        if value is None:
+            return default
+        return vector(value, "preference", name, num_terms)
+
+    return of
 
 
 def number_or_vector(

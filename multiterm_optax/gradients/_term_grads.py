@@ -35,9 +35,10 @@ def value_and_term_grads(
         XLA shares what they have in common; ``"vmap"``: in a batch (more memory; can be
         wrong on CPU with jaxlib 0.10, as ``jax.jacrev`` is); ``"loop"``: in a loop
         (least memory; very slow for convolutions on CPU). ``None``: the fastest by
-        measurement. That is ``"vmap"`` on accelerators; on CPU, up to 16 terms,
-        ``"vmap"`` for attention and scans and else ``"unroll"``, and beyond ``"loop"``
-        or, with convolutions, ``"vmap"``. Where ``"vmap"`` can be wrong it is not
+        measurement. That is ``"unroll"`` for terms that have hardly an operation in
+        common; else ``"vmap"`` on accelerators; on CPU, up to 16 terms, ``"vmap"`` for
+        attention and scans and else ``"unroll"``, and beyond ``"loop"`` or, with
+        convolutions, ``"vmap"``. Where ``"vmap"`` can be wrong it is not
         chosen, nor for up to 16 terms in a mesh of several devices.
 
     Returns:

@@ -60,22 +60,19 @@ def aligned_mtl(
     """
     name = "aligned_mtl"
     _checks.one_of(scale, "scale", name, ("min", "median", "rmse"))
-    if preference is not None:
-        _checks.non_negative(preference, "preference", name, array=True)
+    preferred = _checks.preference(preference, name)
 
     def init(num_terms: int) -> optax.EmptyState:
-        if preference is not None:
-            _checks.vector(preference, "preference", name, num_terms)
+        preferred(num_terms)
         return optax.EmptyState()
 
     def find(
         problem: Problem, state: optax.EmptyState
     ) -> tuple[Weights, optax.EmptyState]:
         gramian = problem.gramian
-        shares = problem.equal_shares(gramian.dtype)
-        if preference is not None:
-            shares = _checks.vector(preference, "preference", name, problem.num_terms)
-            shares = problem.only_present(shares).astype(gramian.dtype)
+        equal = problem.equal_shares(gramian.dtype)
+        shares = preferred(problem.num_terms, equal).astype(gramian.dtype)
+        shares = problem.only_present(shares)
         cosines, lengths, silent = _units.cosines(gramian)
         # Relative to the shortest, so that nothing over- or underflows.
         shortest = jnp.min(jnp.where(silent, jnp.inf, lengths))

@@ -54,21 +54,18 @@ def config(preference: Any = None) -> Weighting:
       [0.1588, 2.0706, 2.0706]
     """
     name = "config"
-    if preference is not None:
-        _checks.non_negative(preference, "preference", name, array=True)
+    preferred = _checks.preference(preference, name)
 
     def init(num_terms: int) -> optax.EmptyState:
-        if preference is not None:
-            _checks.vector(preference, "preference", name, num_terms)
+        preferred(num_terms)
         return optax.EmptyState()
 
     def find(
         problem: Problem, state: optax.EmptyState
     ) -> tuple[Weights, optax.EmptyState]:
         gramian = problem.gramian
-        wanted = jnp.ones_like(problem.squared_norms)
-        if preference is not None:
-            wanted = _checks.vector(preference, "preference", name, problem.num_terms)
+        ones = jnp.ones_like(problem.squared_norms)
+        wanted = preferred(problem.num_terms, ones)
         wanted = problem.only_present(wanted.astype(gramian.dtype))
         weights = _weights(gramian, wanted)
         # With one term alone, the weight must be free of rounding.

@@ -51,24 +51,19 @@ def cosmos(preference: Any = None, penalty: Scalar = 1.0) -> Weighting:
       [0.5, -0.2071]
     """
     name = "cosmos"
-    if preference is not None:
-        _checks.non_negative(preference, "preference", name, array=True)
+    preferred = _checks.preference(preference, name)
     _checks.non_negative(penalty, "penalty", name)
 
     def init(num_terms: int) -> optax.EmptyState:
-        if preference is not None:
-            _checks.vector(preference, "preference", name, num_terms)
+        preferred(num_terms)
         return optax.EmptyState()
 
     def find(
         problem: Problem, state: optax.EmptyState
     ) -> tuple[Weights, optax.EmptyState]:
         dtype = problem.losses.dtype
-        if preference is None:
-            shares = problem.equal_shares(dtype)
-        else:
-            shares = _checks.vector(preference, "preference", name, problem.num_terms)
-            shares = problem.only_present(shares)
+        shares = preferred(problem.num_terms, problem.equal_shares(dtype))
+        shares = problem.only_present(shares)
         _, length = _rays.unit(problem.losses)
         slope = _rays.across(shares, problem.losses)
         slope = jnp.where(length > 0, slope / jnp.where(length > 0, length, 1), 0)

@@ -134,12 +134,10 @@ def _projected(
     rows: bool = False,
 ) -> Weighting:
     """Weights of the projections of ``combinations(shares)``, or of their sum."""
-    if preference is not None:
-        _checks.non_negative(preference, "preference", name, array=True)
+    preferred = _checks.preference(preference, name)
 
     def init(num_terms: int) -> DualConeState:
-        if preference is not None:
-            _checks.vector(preference, "preference", name, num_terms)
+        preferred(num_terms)
         return DualConeState(
             converged=jnp.ones([], jnp.bool_),
             conflicts=jnp.zeros([], jnp.result_type(float)),
@@ -150,13 +148,9 @@ def _projected(
     ) -> tuple[Weights | Mixing, DualConeState]:
         del state
         gramian = problem.gramian
-        if preference is None:
-            shares = problem.equal_shares(gramian.dtype)
-            if rows:
-                shares = problem.only_present(jnp.ones_like(shares))
-        else:
-            shares = _checks.vector(preference, "preference", name, problem.num_terms)
-            shares = problem.only_present(shares)
+        equal = problem.equal_shares(gramian.dtype)
+        shares = preferred(problem.num_terms, jnp.ones_like(equal) if rows else equal)
+        shares = problem.only_present(shares)
         weights, converged = _project(gramian, combinations(shares))
         found = DualConeState(converged, _conflicts(problem))
         return weights if rows else jnp.sum(weights, axis=0), found

@@ -67,20 +67,16 @@ def fair_grad(alpha: Scalar = 1.0, preference: Any = None) -> Weighting:
     """
     name = "fair_grad"
     _checks.in_range(alpha, "alpha", name, low=0.0, open_low=True, open_high=True)
-    if preference is not None:
-        _checks.non_negative(preference, "preference", name, array=True)
+    preferred = _checks.preference(preference, name)
 
     def init(num_terms: int) -> FairGradState:
-        if preference is not None:
-            _checks.vector(preference, "preference", name, num_terms)
+        preferred(num_terms)
         return FairGradState(converged=jnp.ones([], jnp.bool_))
 
     def find(problem: Problem, state: FairGradState) -> tuple[Weights, FairGradState]:
         del state
-        shares = jnp.ones_like(problem.squared_norms)
-        if preference is not None:
-            shares = _checks.vector(preference, "preference", name, problem.num_terms)
-            shares = shares.astype(problem.gramian.dtype)
+        ones = jnp.ones_like(problem.squared_norms)
+        shares = preferred(problem.num_terms, ones).astype(problem.gramian.dtype)
         weights, converged = _fair.find(problem, alpha, shares)
         return weights, FairGradState(converged)
 

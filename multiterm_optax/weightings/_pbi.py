@@ -53,16 +53,14 @@ def pbi(preference: Any = None, penalty: Scalar = 5.0, ideal: Any = None) -> Wei
       [1.4, 0.2]
     """
     name = "pbi"
-    if preference is not None:
-        _checks.non_negative(preference, "preference", name, array=True)
+    preferred = _checks.preference(preference, name)
     _checks.non_negative(penalty, "penalty", name)
     finite = {"open_low": True, "open_high": True}
     if ideal is not None:
         _checks.in_range(ideal, "ideal", name, **finite, array=True)
 
     def init(num_terms: int) -> optax.EmptyState:
-        if preference is not None:
-            _checks.vector(preference, "preference", name, num_terms)
+        preferred(num_terms)
         if ideal is not None:
             _checks.number_or_vector(ideal, "ideal", name, num_terms)
         return optax.EmptyState()
@@ -71,9 +69,7 @@ def pbi(preference: Any = None, penalty: Scalar = 5.0, ideal: Any = None) -> Wei
         problem: Problem, state: optax.EmptyState
     ) -> tuple[Weights, optax.EmptyState]:
         dtype = problem.losses.dtype
-        shares = jnp.ones_like(problem.losses)
-        if preference is not None:
-            shares = _checks.vector(preference, "preference", name, problem.num_terms)
+        shares = preferred(problem.num_terms, jnp.ones_like(problem.losses))
         shares = problem.only_present(shares)
         origin = _checks.number_or_vector(
             0.0 if ideal is None else ideal, "ideal", name, problem.num_terms, dtype

@@ -55,28 +55,26 @@ def stch(mu: Scalar = 1.0, preference: Any = None, nadir: Any = None) -> Weighti
     name = "stch"
     _checks.in_range(mu, "mu", name, low=0.0, open_low=True)
 
-    def vectors(num_terms: int) -> tuple[Any, Any]:
-        lam, reference = preference, nadir
-        if lam is not None:
-            lam = _checks.vector(lam, "preference", name, num_terms)
-        if reference is not None:
-            reference = _checks.vector(reference, "nadir", name, num_terms)
-            _checks.in_range(
-                reference, "nadir", name, low=0.0, open_low=True, array=True
-            )
-        return lam, reference
+    preferred = _checks.preference(preference, name)
+
+    def reference_of(num_terms: int) -> Any:
+        if nadir is None:
+            return None
+        reference = _checks.vector(nadir, "nadir", name, num_terms)
+        _checks.in_range(reference, "nadir", name, low=0.0, open_low=True, array=True)
+        return reference
 
     def init(num_terms: int) -> optax.EmptyState:
-        vectors(num_terms)
+        preferred(num_terms)
+        reference_of(num_terms)
         return optax.EmptyState()
 
     def find(
         problem: Problem, state: optax.EmptyState
     ) -> tuple[Weights, optax.EmptyState]:
         losses = problem.losses
-        lam, reference = vectors(problem.num_terms)
-        if lam is None:
-            lam = problem.equal_shares(losses.dtype)
+        lam = preferred(problem.num_terms, problem.equal_shares(losses.dtype))
+        reference = reference_of(problem.num_terms)
         if reference is None:
             inner = jnp.ones_like(losses)
             scores = lam * losses
