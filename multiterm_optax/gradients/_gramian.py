@@ -167,9 +167,12 @@ def _choose(
     linear: Callable[..., Any], primals: tuple[Any, ...], num_terms: int
 ) -> Passes:
     passes = _passes.choose(linear, primals, num_terms)
-    if passes == "loop" and any(map(_spoils_forward, equations(linear, primals))):
+    if passes not in ("loop", "batches"):
+        return passes
+    # Batches would be faster, but the gradients of many terms take much memory.
+    if any(map(_spoils_forward, equations(linear, primals))):
         return "vmap" if _passes.batches_are_right() else "unroll"
-    return passes
+    return "loop"
 
 
 def _spoils_forward(eqn: Any) -> bool:

@@ -1,4 +1,4 @@
-"""K backward passes through one linear function: unrolled, in a batch or in a loop."""
+"""K backward passes through a linear function: unrolled, in batches or in a loop."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -11,8 +11,12 @@ from multiterm_optax import _terms
 from multiterm_optax.gradients import _inputs
 from multiterm_optax.gradients._outputs import are_separate, equations, split_outputs
 
-Passes = Literal["unroll", "vmap", "loop"]
+# A loop over batches, "batches", is a default only: the others say what is wanted.
+Passes = Literal["unroll", "vmap", "batches", "loop"]
 PASSES = (None, "unroll", "vmap", "loop")
+
+# The most passes of a batch in a loop.
+_BATCH = 8
 
 # For more terms an unrolled program takes long to compile, and a batch much memory.
 MAX_UNROLLED = 16
@@ -38,12 +42,12 @@ def choose(
     features, are unrolled wherever and however many they are: in a batch or a loop each
     pass would go through the operations of all terms. Else accelerators batch the
     passes, unless a mesh spreads the program over devices, where a batch sends more.
-    The other choices are for CPU. Up to 16 terms, products with
-    batch dimensions, as in attention, are faster in a batch, and so are 8 and more
-    passes through a scan; all else is unrolled. Beyond, a loop needs the least memory,
-    but XLA:CPU is slow at convolutions in one, and a caller who ``keeps_all`` inner
-    results of the passes holds them in any case. Where the jaxlib gets batches wrong,
-    there are none.
+    The other choices are for CPU. Up to 16 terms, products with batch dimensions, as in
+    attention, are faster in a batch, and so are 8 and more passes through a scan; all
+    else is unrolled. Beyond, these run in a loop over batches, and all else in a loop
+    over passes, which needs the least memory. But XLA:CPU is slow at convolutions in a
+    loop, and a caller who ``keeps_all`` inner results of the passes holds them in any
+    case. Where the jaxlib gets batches wrong, there are none.
 
     Times of a batch over those of unrolled passes, on two cores (JAX 0.10 / 0.12), and
     its temporaries over theirs (0.12), from examples/benchmarks/passes.py:
@@ -61,7 +65,10 @@ def choose(
     ==================  ===========  ===========  ===========  ===========
 
     With 32 terms a batch took 0.5 to 1.2 times as long as a loop, and 3 to 22 times its
-    temporaries. On an H200 a batch took 0.50 to 0.94 of the unrolled time, K = 2 to 10.
+    temporaries; batches of 8 took 0.55 (experts) to 0.72 (scan over time, attention)
+    and 1.04 (scan over layers) times as long, but 1.3 times with dense layers, and 2 to
+    5 times the temporaries. On an H200 a batch took 0.50 to 0.94 of the unrolled time,
+    K = 2 to 10.
     """
     if are_separate(linear, inputs, num_terms):
         return "unroll"
@@ -73,13 +80,14 @@ def choose(
     found = list(equations(linear, inputs))
     names = {eqn.primitive.name for eqn in found}
     right, convolves = batches_are_right(), "conv_general_dilated" in names
+    attends, scans = any(map(_is_batched, found)), "scan" in names
     if few:
-        faster = any(map(_is_batched, found)) or (
-            "scan" in names and num_terms >= _MIN_BATCHED_SCAN
-        )
+        faster = attends or (scans and num_terms >= _MIN_BATCHED_SCAN)
         return "vmap" if right and faster and not convolves else "unroll"
     if convolves:
         return "vmap" if right else "unroll"
+    if right and (attends or (scans and not keeps_all)):
+        return "batches"
     return "vmap" if right and keeps_all else "loop"
 
 
@@ -131,4 +139,8 @@ def of_each_term(
     hots = jnp.eye(num_terms, dtype=_terms.accumulator_dtype(*jax.tree.leaves(losses)))
     if passes == "vmap":
         return jax.vmap(one_pass)(hots)
-    return jax.lax.map(one_pass, hots)
+    if passes == "loop":
+        return jax.lax.map(one_pass, hots)
+    # Batches of one size, but for the last.
+    size = -(-num_terms // -(-num_terms // _BATCH))
+    return jax.lax.map(one_pass, hots, batch_size=size)

@@ -37,9 +37,10 @@ def value_and_term_grads(
         (least memory; very slow for convolutions on CPU). ``None``: the fastest by
         measurement. That is ``"unroll"`` for terms that have hardly an operation in
         common; else ``"vmap"`` on accelerators; on CPU, up to 16 terms, ``"vmap"`` for
-        attention and scans and else ``"unroll"``, and beyond ``"loop"`` or, with
-        convolutions, ``"vmap"``. Where ``"vmap"`` can be wrong it is not
-        chosen, nor for up to 16 terms in a mesh of several devices.
+        attention and scans and else ``"unroll"``. Beyond, it is ``"vmap"`` with
+        convolutions and else a loop, for attention and scans over batches of up to 8
+        passes. Where ``"vmap"`` can be wrong nothing is batched, nor are up to 16 terms
+        in a mesh of several devices.
 
     Returns:
       A function with the arguments of ``losses_fn`` that returns ``(losses, grads)``,

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 
 import jax
 import jax.lib
@@ -91,8 +92,8 @@ def chosen_for(loss, params, num_terms, **options):
     ("model", "few", "many"),
     [
         (dense, "unroll", "loop"),
-        (recurrent, "vmap", "loop"),
-        (attention, "vmap", "loop"),
+        (recurrent, "vmap", "batches"),
+        (attention, "vmap", "batches"),
         (convolved, "unroll", "vmap"),
     ],
 )
@@ -100,7 +101,8 @@ def test_choice_on_cpu(monkeypatch, model, few, many):
     monkeypatch.setattr(jax.lib, "__version__", "0.11.0")
     assert (chosen(model, 16), chosen(model, 17)) == (few, many)
     assert chosen(model, 2) == ("unroll" if model is recurrent else few)
-    assert chosen(model, 17, keeps_all=True) == "vmap"
+    kept = "batches" if model is attention else "vmap"
+    assert chosen(model, 17, keeps_all=True) == kept
     # A jaxlib that gets batches wrong is given none.
     monkeypatch.setattr(jax.lib, "__version__", "0.10.2")
     assert chosen(model, 16) == "unroll"
@@ -141,7 +143,7 @@ def test_heads_are_unrolled_and_what_shares_a_layer_is_not(
             z = jnp.tanh(z)
         return jnp.stack(list(heads(z)))
 
-    expected = "loop" if (backend, num_terms) == ("cpu", 17) else "vmap"
+    expected = "batches" if (backend, num_terms) == ("cpu", 17) else "vmap"
     assert chosen_for(behind_layers, x, num_terms) == expected
 
 
@@ -156,9 +158,13 @@ def last_alone(model, num_terms):
 
 # In a batch jaxlib 0.10 gets the later terms of these programs wrong, by 2% and more.
 @pytest.mark.parametrize(
-    ("model", "num_terms"), [(dense, 17), (attention, 10), (convolved, 17)]
+    ("model", "num_terms", "passes"),
+    [
+        *itertools.product([dense, convolved], [17], [None, "vmap"]),
+        *itertools.product([attention], [10], [None, "vmap"]),
+        (attention, 20, None),  # in a loop over batches
+    ],
 )
-@pytest.mark.parametrize("passes", [None, "vmap"])
 def test_last_of_many_terms(model, num_terms, passes):
     if passes == "vmap" and not _passes.batches_are_right():
         pytest.skip("this jaxlib computes batched passes wrongly")
