@@ -60,12 +60,12 @@ def are_separate(
     return sum(sizes[key] * counts[key] for key in counts) <= limit * whole
 
 
-def _traced(linear: Callable[..., Any], tangents: tuple[Any, ...]) -> core.ClosedJaxpr:
+def _traced(linear: Callable[..., Any], tangents: tuple[Any, ...]) -> Any:
     flat, structure = jax.tree.flatten(tangents)
     return jax.make_jaxpr(lambda *leaves: linear(*structure.unflatten(leaves)))(*flat)
 
 
-def _makers(closed: core.ClosedJaxpr) -> dict[Any, core.JaxprEqn]:
+def _makers(closed: Any) -> dict[Any, core.JaxprEqn]:
     """The operation that makes a variable."""
     return {out: eqn for eqn in closed.jaxpr.eqns for out in eqn.outvars}
 
@@ -84,7 +84,7 @@ def _needed(var: Any, makers: dict[Any, core.JaxprEqn]) -> set[int]:
 
 
 def _scalars(
-    closed: core.ClosedJaxpr, makers: dict[Any, core.JaxprEqn], num_terms: int
+    closed: Any, makers: dict[Any, core.JaxprEqn], num_terms: int
 ) -> list[tuple[Any, Read]]:
     """The variable that holds each loss's tangent, and how to read it."""
     jaxpr = closed.jaxpr

@@ -174,6 +174,18 @@ def test_last_of_many_terms(model, num_terms, passes):
     assert_close(last, last_alone(model, num_terms), rtol=1e-4)
 
 
+def test_batches_in_a_loop_are_small(monkeypatch):
+    monkeypatch.setattr(jax.lib, "__version__", "0.11.0")
+    params, x = problem(20)
+    grads = functools.partial(term_grads(losses_fn), x=x, model=attention)
+    loops = [
+        eqn.params["length"]
+        for eqn in jax.make_jaxpr(grads)(params).eqns
+        if eqn.primitive.name == "scan"
+    ]
+    assert loops == [2]  # of seven passes; then the other six
+
+
 def read_gramian():
     """A weighting that keeps the gramian as its state."""
     return Weighting(

@@ -83,10 +83,23 @@ def test_ill_conditioned_problems(terms, count, each, record_deviation):
 
 @pytest.mark.parametrize("kind", _jacobians.WELL_POSED, ids=lambda kind: kind.__name__)
 def test_well_posed_problems_are_solved_by_their_faces(kind, rng):
-    gramian = unit_gramian(kind, rng, 40, 400)
+    gramian = unit_gramian(kind, rng, 60, 400)  # the last of them by themselves
     found = by_faces(gramian, -gramian)
     assert found.solved.all()
     assert found.iterations.max() <= 60
+
+
+def test_the_last_problems_are_solved_as_if_alone():
+    # Lengths in other directions fall like 1/n: some problems take twice as long.
+    rows = np.random.default_rng(2).normal(size=(60, 60)) / np.arange(1, 61)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    gramian = np.float32(rows @ rows.T)
+    found = by_faces(gramian, -gramian)
+    assert found.solved.all()
+    assert found.iterations.min() < found.iterations.max() / 2
+    for i in np.argsort(found.iterations)[-3:]:
+        z, _ = scipy.optimize.nnls(rows.T, -rows[i])
+        assert np.linalg.norm((np.float64(found.z[i]) - z) @ rows) < 1e-3
 
 
 def test_what_is_solved_meets_the_conditions(rng):
