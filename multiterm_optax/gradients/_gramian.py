@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from multiterm_optax import _products, _terms
 from multiterm_optax._typing import Gramian, Norms
 from multiterm_optax.gradients import _cut_products, _cuts, _passes, _programs
-from multiterm_optax.gradients._outputs import equations
 from multiterm_optax.gradients._passes import Passes
+from multiterm_optax.gradients._programs import equations
 
 Way = Literal["leaf", "stack", "forward"]
 WAYS = (None, "leaf", "stack", "forward")

@@ -9,12 +9,14 @@ followed back to the scalar.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend import core
+
+from multiterm_optax.gradients import _programs
 
 Read = Callable[[jax.Array], jax.Array]
 
@@ -53,7 +55,9 @@ def are_separate(
     for var, _ in _scalars(closed, makers, num_terms):
         if not isinstance(var, core.Literal):
             counts.update(_needed(var, makers))
-    sizes = {id(eqn): 1 + sum(1 for _ in _below(eqn)) for eqn in closed.jaxpr.eqns}
+    sizes = {
+        id(eqn): 1 + sum(1 for _ in _programs.below(eqn)) for eqn in closed.jaxpr.eqns
+    }
     whole = sum(sizes[key] for key in counts)
     # Of few outputs a quarter of what is between nothing in common and all.
     limit = min(_MAX_SHARED, 1 + (num_terms - 1) / 4)
@@ -62,7 +66,14 @@ def are_separate(
 
 def _traced(linear: Callable[..., Any], tangents: tuple[Any, ...]) -> Any:
     flat, structure = jax.tree.flatten(tangents)
-    return jax.make_jaxpr(lambda *leaves: linear(*structure.unflatten(leaves)))(*flat)
+    closed = jax.make_jaxpr(lambda *leaves: linear(*structure.unflatten(leaves)))(*flat)
+    makers = _makers(closed)
+    ends = [var for var in closed.jaxpr.outvars if not isinstance(var, core.Literal)]
+    names = {makers[var].primitive.name for var in ends if var in makers}
+    if not names.isdisjoint(_programs.CALLS):
+        # The losses come out of one call, as those of a jitted function do.
+        return jax.make_jaxpr(lambda *leaves: _programs.inlined(closed, leaves))(*flat)
+    return closed
 
 
 def _makers(closed: Any) -> dict[Any, core.JaxprEqn]:
@@ -128,24 +139,3 @@ def _element(
 
 def _weighted(weight: jax.Array, read: Read) -> Read:
     return lambda x: weight * read(x)
-
-
-def equations(
-    function: Callable[..., Any], args: tuple[Any, ...]
-) -> Iterator[core.JaxprEqn]:
-    """The equations of a program, including those inside loops, branches and calls."""
-    return _inside(jax.make_jaxpr(function)(*args).jaxpr)
-
-
-def _inside(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
-    for eqn in jaxpr.eqns:
-        yield eqn
-        yield from _below(eqn)
-
-
-def _below(eqn: core.JaxprEqn) -> Iterator[core.JaxprEqn]:
-    for value in eqn.params.values():
-        for part in value if isinstance(value, tuple | list) else (value,):
-            inner = getattr(part, "jaxpr", part)
-            if hasattr(inner, "eqns"):
-                yield from _inside(inner)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from multiterm_optax import _terms
 from multiterm_optax.gradients import _inputs
-from multiterm_optax.gradients._outputs import are_separate, equations, split_outputs
+from multiterm_optax.gradients._outputs import are_separate, split_outputs
+from multiterm_optax.gradients._programs import equations
 
 # A loop over batches, "batches", is a default only: the others say what is wanted.
 Passes = Literal["unroll", "vmap", "batches", "loop"]

@@ -1,14 +1,14 @@
 # Longer than most: it opens programs and runs parts of them.
 """Linear programs, opened to show which operations they are made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-_CALLS = ("jit", "pjit", "closed_call", "core_call")
+CALLS = ("jit", "pjit", "closed_call", "core_call")
 
 
 class Opened(NamedTuple):
@@ -59,7 +59,7 @@ def flatten(linear: Callable[..., Any], primals: tuple[Any, ...]) -> Opened:
         return linear(*structure.unflatten(flat))
 
     outer = jax.make_jaxpr(whole)(*leaves)
-    closed = jax.make_jaxpr(lambda *flat: _inlined(outer, flat))(*leaves)
+    closed = jax.make_jaxpr(lambda *flat: inlined(outer, flat))(*leaves)
     jaxpr = closed.jaxpr
     placed = any(map(_is_placed, (*jaxpr.constvars, *jaxpr.invars)))
     if jaxpr.effects or placed:
@@ -98,16 +98,16 @@ def restrict(
     return restricted, tuple(leaves[i] for i in chosen)
 
 
-def _inlined(closed: Any, args: Any) -> list[Any]:
+def inlined(closed: Any, args: Any) -> list[Any]:
     """Runs a program with the calls in it opened, to show their operations."""
     jaxpr, env = closed.jaxpr, {}
     env.update(zip(jaxpr.constvars, closed.consts, strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name in _CALLS and _is_plain(eqn):
+        if eqn.primitive.name in CALLS and _is_plain(eqn):
             inner = eqn.params.get("jaxpr") or eqn.params["call_jaxpr"]
             values = [read(var, env) for var in eqn.invars]
-            env.update(zip(eqn.outvars, _inlined(inner, values), strict=True))
+            env.update(zip(eqn.outvars, inlined(inner, values), strict=True))
         else:
             run(eqn, env)
     return [read(var, env) for var in jaxpr.outvars]
@@ -163,3 +163,25 @@ def run(eqn: Any, env: dict[Any, Any], *others: dict[Any, Any]) -> None:
         found = eqn.primitive.bind(*values, **params)
     found = found if eqn.primitive.multiple_results else [found]
     env.update(zip(eqn.outvars, found, strict=True))
+
+
+def equations(
+    function: Callable[..., Any], args: tuple[Any, ...]
+) -> Iterator[core.JaxprEqn]:
+    """The equations of a program, including those inside loops, branches and calls."""
+    return _inside(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _inside(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
+    for eqn in jaxpr.eqns:
+        yield eqn
+        yield from below(eqn)
+
+
+def below(eqn: core.JaxprEqn) -> Iterator[core.JaxprEqn]:
+    """The equations inside one."""
+    for value in eqn.params.values():
+        for part in value if isinstance(value, tuple | list) else (value,):
+            inner = getattr(part, "jaxpr", part)
+            if hasattr(inner, "eqns"):
+                yield from _inside(inner)

@@ -137,6 +137,8 @@ def test_heads_are_unrolled_and_what_shares_a_layer_is_not(
     assert chosen_for(lambda z: jnp.stack(list(heads(z))), x, num_terms) == "unroll"
     named = chosen_for(lambda z: dict(enumerate(heads(z))), x, num_terms)
     assert named == "unroll"
+    jitted = jax.jit(lambda z: jnp.stack(list(heads(z))))
+    assert chosen_for(jitted, x, num_terms) == "unroll"
 
     def behind_layers(z):
         for _ in range(50):
@@ -148,6 +150,11 @@ def test_heads_are_unrolled_and_what_shares_a_layer_is_not(
 
 
 # --- what comes out ------------------------------------------------------------------
+
+
+def test_a_jitted_loss_may_be_a_constant():
+    losses = jax.jit(lambda p: {"a": jnp.sum(p), "b": jnp.float32(1)})
+    assert_close(term_grads(losses)(np.ones(2)), np.array([[1, 1], [0, 0]]), rtol=0)
 
 
 def last_alone(model, num_terms):
