@@ -1,5 +1,6 @@
 """What a factory is given: numbers, choices, functions and transformations."""
 
+import contextlib
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -142,10 +143,13 @@ def vector(value: Any, argument: str, name: str, num_terms: int) -> jax.Array:
 def preference(value: Any, name: str) -> Callable[..., Any]:
     """Returns ``of(num_terms, default=None)``: the K numbers of a preference.
 
-    What is wrong for any K is refused at once. Without a preference it is the default.
+    Negative numbers are refused at once, all else as soon as K is known. Without a
+    preference it is the default.
     """
     if value is not None:
-        non_negative(value, "preference", name, array=True)
+        # What is no number is refused with K, which the message then names.
+        with contextlib.suppress(TypeError):
+            non_negative(value, "preference", name, array=True)
 
     def of(num_terms: int, default: Any = None) -> Any:
         if value is None:
