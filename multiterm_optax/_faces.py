@@ -105,7 +105,7 @@ def solve_each(c: Gramian, q: Float[Array, "N K"]) -> Found:
         )
         if not fewer:
             return s
-        # The last problems take several times as many iterations as most.
+        # The last take up to twice as many iterations as most.
         rows = jnp.argsort(~going(s))[:fewer]
         end = search(jax.tree.map(lambda x: x[rows], s), q[rows])
         return jax.tree.map(lambda x, new: x.at[rows].set(new), s, end)

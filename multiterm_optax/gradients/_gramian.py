@@ -19,13 +19,13 @@ import jax.numpy as jnp
 from multiterm_optax import _products, _terms
 from multiterm_optax._typing import Gramian, Norms
 from multiterm_optax.gradients import _cut_products, _cuts, _passes, _programs
-from multiterm_optax.gradients._passes import Passes
+from multiterm_optax.gradients._passes import Chosen
 from multiterm_optax.gradients._programs import equations
 
 Way = Literal["leaf", "stack", "forward"]
 WAYS = (None, "leaf", "stack", "forward")
 
-_PASSES: dict[Way | None, Passes] = {
+_PASSES: dict[Way | None, Chosen] = {
     "leaf": "unroll",
     "stack": "vmap",
     "forward": "loop",
@@ -165,7 +165,7 @@ def _forward(
 
 def _choose(
     linear: Callable[..., Any], primals: tuple[Any, ...], num_terms: int
-) -> Passes:
+) -> Chosen:
     passes = _passes.choose(linear, primals, num_terms)
     if passes not in ("loop", "batches"):
         return passes

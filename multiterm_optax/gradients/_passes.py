@@ -12,9 +12,11 @@ from multiterm_optax.gradients import _inputs
 from multiterm_optax.gradients._outputs import are_separate, split_outputs
 from multiterm_optax.gradients._programs import equations
 
-# A loop over batches, "batches", is a default only: the others say what is wanted.
-Passes = Literal["unroll", "vmap", "batches", "loop"]
+Passes = Literal["unroll", "vmap", "loop"]
 PASSES = (None, "unroll", "vmap", "loop")
+
+# What may be chosen by default: a loop over batches, too.
+Chosen = Literal["unroll", "vmap", "batches", "loop"]
 
 # The most passes of a batch in a loop.
 _BATCH = 8
@@ -36,7 +38,7 @@ def choose(
     num_terms: int,
     *,
     keeps_all: bool = False,
-) -> Passes:
+) -> Chosen:
     """The way that is fastest for a program on the machine and the jaxlib at hand.
 
     Terms that have hardly an operation in common, such as heads seen from shared
@@ -71,10 +73,10 @@ def choose(
     5 times the temporaries. On an H200 a batch took 0.50 to 0.94 of the unrolled time,
     K = 2 to 10.
     """
-    if are_separate(linear, inputs, num_terms):
-        return "unroll"
     few = num_terms <= MAX_UNROLLED
     if few and jax.sharding.get_abstract_mesh().size > 1:
+        return "unroll"
+    if are_separate(linear, inputs, num_terms):
         return "unroll"
     if jax.default_backend() != "cpu":
         return "vmap"
@@ -124,7 +126,7 @@ def of_each_term(
     primals: tuple[Any, ...],
     losses: Any,
     num_terms: int,
-    passes: Passes | None,
+    passes: Chosen | None,
     function: Callable[[Any], Any] = lambda grads: grads,
 ) -> Any:
     """The results of ``function`` for each term's gradients, stacked."""
