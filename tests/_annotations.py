@@ -1,29 +1,61 @@
-"""Beartype for the import hook, without doing the same again for each closure.
+"""Annotations checked at every call, at a price that thousands of tests can pay.
 
-The hook also decorates functions inside functions, again each time that a factory
-builds a transformation. That is most of what the annotations cost.
+The import hook of jaxtyping decorates functions inside functions, too, again each time
+that a factory builds a transformation, and makes two functions for each of them. Here
+all closures of one function share what checks their calls.
 """
 
-from beartype import beartype
+import functools
+import inspect
+import threading
 
+import jaxtyping
+
+_decorate = jaxtyping.jaxtyped
 _checked = {}
+_called = threading.local()
 
 
-def checked(function):
-    """``beartype(function)``, one for all functions that are alike.
+def install(package):
+    """Checks the annotations of all modules of the package that are imported later."""
+    jaxtyping.jaxtyped = jaxtyped
+    jaxtyping.install_import_hook(package, "beartype.beartype")
 
-    What jaxtyping has checked is a signature without a body, made for each closure.
-    """
-    if function.__closure__ is not None:
-        return beartype(function)
-    alike = (
-        function.__module__,
-        function.__qualname__,
-        function.__code__,
-        # The hints of two closures are never equal, but they read the same.
-        repr(function.__annotations__),
-        repr((function.__defaults__, function.__kwdefaults__)),
-    )
-    if alike not in _checked:
-        _checked[alike] = beartype(function)
-    return _checked[alike]
+
+def jaxtyped(*, typechecker):
+    """The decorator of that name, made once for all closures of one function."""
+    decorate = _decorate(typechecker=typechecker)
+
+    def decorated(function):
+        if not inspect.isfunction(function):  # a class
+            return decorate(function)
+        # What is kept holds the code, whose id therefore stays its own.
+        alike = id(function.__code__)
+        if alike not in _checked:
+            _checked[alike] = decorate(_forward(function))
+        check_and_call = _checked[alike]
+
+        @functools.wraps(function)
+        def checked(*args, **kwargs):
+            if jaxtyping.config.jaxtyping_disable:
+                return function(*args, **kwargs)
+            outer = getattr(_called, "function", None)
+            _called.function = function
+            try:
+                return check_and_call(*args, **kwargs)
+            finally:
+                _called.function = outer
+
+        return checked
+
+    return decorated
+
+
+def _forward(function):
+    """A function with the same signature that calls the closure called last."""
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        return _called.function(*args, **kwargs)
+
+    return call

@@ -112,6 +112,10 @@ class Method:
         made = self.make(3)
         return "gramian" if made.reads_gramian else "norms" if made.reads_norms else ""
 
+    @functools.cached_property
+    def reads_losses(self):
+        return self.make(3).reads_losses
+
 
 def exported():
     """Factories of the top level: public functions whose return is a Weighting."""

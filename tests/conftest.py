@@ -22,12 +22,10 @@ for variable, setting in {
 }.items():
     os.environ.setdefault(variable, setting)
 
-from jaxtyping import install_import_hook
-
-import tests._annotations
+from tests import _annotations
 
 # Before anything imports the package: its annotations are then checked at each call.
-install_import_hook("multiterm_optax", f"{tests._annotations.__name__}.checked")
+_annotations.install("multiterm_optax")
 
 import jax
 import jaxtyping

@@ -41,8 +41,7 @@ def update_of(name, at=TERMS):
 def read(name, gramian, losses):
     """What a caller gives the weighting: only what it says that it reads."""
     method = _methods.methods()[name]
-    products = _methods.products(method, gramian)
-    return products, losses if method.make(TERMS).reads_losses else None
+    return _methods.products(method, gramian), losses if method.reads_losses else None
 
 
 @functools.cache
