@@ -8,6 +8,7 @@ all closures of one function share what checks their calls.
 import functools
 import inspect
 import threading
+import types
 
 import jaxtyping
 
@@ -29,11 +30,11 @@ def jaxtyped(*, typechecker):
     def decorated(function):
         if not inspect.isfunction(function):  # a class
             return decorate(function)
-        # What is kept holds the code, whose id therefore stays its own.
-        alike = id(function.__code__)
-        if alike not in _checked:
-            _checked[alike] = decorate(_forward(function))
-        check_and_call = _checked[alike]
+        # The code, kept beside it, is the only one with this id.
+        _, check_and_call = _checked.get(id(function.__code__), (None, None))
+        if check_and_call is None:
+            check_and_call = decorate(_stand_in(function))
+            _checked[id(function.__code__)] = function.__code__, check_and_call
 
         @functools.wraps(function)
         def checked(*args, **kwargs):
@@ -51,11 +52,18 @@ def jaxtyped(*, typechecker):
     return decorated
 
 
-def _forward(function):
-    """A function with the same signature that calls the closure called last."""
+def _stand_in(function):
+    """Looks like the function, keeps nothing of it, calls the closure called last."""
+    called = _called
 
-    @functools.wraps(function)
     def call(*args, **kwargs):
-        return _called.function(*args, **kwargs)
+        return called.function(*args, **kwargs)
 
-    return call
+    # In the function's own module, where the names in its hints are looked up.
+    stand_in = types.FunctionType(
+        call.__code__, function.__globals__, closure=call.__closure__
+    )
+    for name in functools.WRAPPER_ASSIGNMENTS:
+        setattr(stand_in, name, getattr(function, name, None))
+    stand_in.__signature__ = inspect.signature(function)
+    return stand_in

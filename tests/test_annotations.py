@@ -1,5 +1,8 @@
 """Annotations are checked at every call of every closure."""
 
+import gc
+import weakref
+
 import jaxtyping
 import pytest
 from beartype import beartype
@@ -25,6 +28,22 @@ def test_each_closure_is_checked_and_is_itself():
     with pytest.raises(jaxtyping.TypeCheckError, match="return value"):
         adder(0.5)(2)
     assert first(2) == 3
+
+
+def test_no_closure_is_kept():
+    def made():
+        @_annotations.jaxtyped(typechecker=beartype)
+        def identity(x: int) -> int:
+            return x
+
+        return identity
+
+    identity = made()
+    assert identity(2) == 2
+    seen = weakref.ref(identity)
+    del identity
+    gc.collect()
+    assert seen() is None
 
 
 @pytest.mark.usefixtures("own_errors")
