@@ -4,6 +4,7 @@ What docs/precision.md says is asserted here.
 """
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -46,10 +47,19 @@ def _weighted(name):
 
 WEIGHTINGS = {name: functools.partial(_weighted, name) for name in _methods.factories()}
 MAKE = {**STAGES, **WEIGHTINGS}
-# How a weighting is applied is the stage's matter, and tried with one of each kind.
+
+
+def slow_but(names, chosen):
+    """The names as parameters, of which the chosen ones run by default."""
+    marks = {False: pytest.mark.slow, True: ()}
+    return [pytest.param(name, marks=marks[name in chosen]) for name in names]
+
+
+# How a weighting is applied is the stage's matter, and tried with one of each kind; the
+# numbers of the others are those of their weights, below.
 APPLIED = [
     *(pytest.param(name) for name in STAGES if name != "grad_drop"),
-    *_methods.sampled(WEIGHTINGS),
+    *slow_but(WEIGHTINGS, _methods.REPRESENTATIVE - {"cagrad", "compose"}),
 ]
 
 
@@ -156,9 +166,22 @@ def test_a_step_is_the_step_in_float32_rounded(name, dtype, size):
     losses = rounded(unit_losses(), dtype)
     narrow, _ = run(name, dtype, grads, losses)
     wide, _ = run(name, "float32", grads, losses)
+    assert all(update.dtype == dtype for update in narrow.values())
     assert_finite(narrow)
     # Half a unit in the last place for each of a chain's stages.
     assert_close(narrow, wide, rtol=2 * float(jnp.finfo(dtype).eps))
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_zero_gradients_take_no_step_in_float16(name):
+    grads, losses = rounded((unit_grads(), unit_losses()), "float16")
+    for later in grads.values():
+        later[1:] = 0
+    assert_finite(run(name, "float16", grads, losses))
+    nothing = jax.tree.map(np.zeros_like, grads)
+    updates, state = run(name, "float16", nothing, losses)
+    assert_zero(updates)
+    assert_finite(state)
 
 
 WITH_MU = {
@@ -175,27 +198,27 @@ def many_steps(tx, params, grads):
         updates, state = tx.update(grad, state, params)
         return state, updates
 
-    scan = jax.jit(lambda s: jax.lax.scan(step, s, grads))
-    state, updates = scan(tx.init(params))
+    state, updates = jax.jit(lambda: jax.lax.scan(step, tx.init(params), grads))()
     return updates, state
 
 
 @pytest.mark.parametrize("name", WITH_MU)
 @pytest.mark.parametrize("dtype", HALF)
 def test_mu_dtype_is_that_of_the_first_moment_alone(name, dtype):
-    params = jnp.zeros(5)
-    wide = WITH_MU[name](None).init(params)
+    params = np.zeros(5, np.float32)
+    wide = jax.eval_shape(WITH_MU[name](None).init, params)
     for given in (dtype, jnp.dtype(dtype)):
         tx = WITH_MU[name](given)
-        state = tx.init(params)
-        updates, state = jax.eval_shape(tx.update, jnp.ones((2, 5)), state, params)
+        state = jax.eval_shape(tx.init, params)
+        grads = np.ones((2, 5), np.float32)
+        updates, state = jax.eval_shape(tx.update, grads, state, params)
         assert updates.dtype == jnp.float32
         saved = 0
         for (path, found), (_, before) in zip(
             named_leaves(state), named_leaves(wide), strict=True
         ):
             assert found.dtype == (dtype if path.endswith(".mu") else before.dtype)
-            saved += before.nbytes - found.size * found.dtype.itemsize
+            saved += before.size * (before.dtype.itemsize - found.dtype.itemsize)
         copies = 2 if name == "adatask_adam" else 1
         assert saved == copies * 5 * 2
 
@@ -329,9 +352,9 @@ def directions(name):
     wide = np.empty(narrow.shape)
     exact = np.einsum("ctip,ctjp->ctij", np.float64(rows), np.float64(rows))
     with jax.enable_x64(True):
-        update = _steps.update_of(name)[1]
+        update, start = _steps.update_of(name)[1], _methods.build(name, K).init(K)
         for case in range(len(CASES)):
-            state = _methods.build(name, K).init(K)
+            state = start
             for t in range(STEPS):
                 seen, heard = _steps.read(
                     name, exact[case, t], np.float64(losses[case, t])
@@ -344,7 +367,11 @@ def directions(name):
     return (*found, states)
 
 
-@pytest.mark.parametrize("name", WEIGHTINGS)
+# The representative ones, and the other solvers and decompositions.
+WEIGHED = _methods.REPRESENTATIVE | {"aligned_mtl", "fair_grad", "upgrad"}
+
+
+@pytest.mark.parametrize("name", slow_but(WEIGHTINGS, WEIGHED))
 def test_weights_over_thirty_six_orders_of_magnitude(name):
     found, expected, states = directions(name)
     assert_finite((found, states))
@@ -416,7 +443,11 @@ def test_norms_outside_the_range_leave_a_term_as_it_is(size):
     np.testing.assert_array_equal(found, grads)
 
 
-@pytest.mark.parametrize("name", ["mgda", "cagrad", "upgrad", "dual_proj"])
+# Two share the solver of another.
+SOLVED = slow_but(["mgda", "cagrad", "upgrad", "dual_proj"], {"mgda", "upgrad"})
+
+
+@pytest.mark.parametrize("name", SOLVED)
 def test_gramians_at_and_beyond_the_end_of_the_range(name):
     rows = np.array([[1.0, 0.0], [-0.6, 0.8]])
     tx = mt.reweight(_methods.build(name, 2), 2)
@@ -429,20 +460,13 @@ def test_gramians_at_and_beyond_the_end_of_the_range(name):
     assert_close(inside.weights, plain.weights, rtol=1e-6)
 
 
-def first_step(tx, *sizes):
-    """The first step of one term, for each size of its gradient, by one program."""
-    state, update = tx.init(np.zeros(1, np.float32)), jax.jit(tx.update)
-    steps = [update(np.full((1, 1), size, np.float32), state)[0] for size in sizes]
-    return [float(np.asarray(step)[0]) for step in steps]
-
-
 # With the share at which a square enters.
 ROOTS = {
-    "mtadam": (lambda **eps: mt.mtadam(1.0, 1, **eps), 1e-3),
-    "adatask_adam": (lambda **eps: mt.adatask_adam(1.0, 1, **eps), 1e-3),
-    "adatask_rmsprop": (lambda **eps: mt.adatask_rmsprop(1.0, 1, **eps), 1e-2),
-    "ladatask_rmsprop": (lambda **eps: mt.ladatask_rmsprop(1.0, 1, **eps), 1e-2),
-    "adatask_adagrad": (lambda **eps: mt.adatask_adagrad(1.0, 1, **eps), 1.0),
+    "mtadam": (mt.mtadam, 1e-3),
+    "adatask_adam": (mt.adatask_adam, 1e-3),
+    "adatask_rmsprop": (mt.adatask_rmsprop, 1e-2),
+    "ladatask_rmsprop": (mt.ladatask_rmsprop, 1e-2),
+    "adatask_adagrad": (mt.adatask_adagrad, 1.0),
 }
 
 
@@ -450,13 +474,20 @@ ROOTS = {
 def test_second_moments_at_both_ends_of_the_range(name):
     make, share = ROOTS[name]
     smallest = SMALLEST / np.sqrt(share)
+
+    @jax.jit
+    def first_step(size, eps):
+        tx = make(1.0, 1, eps=eps)
+        return tx.update(jnp.full((1, 1), size), tx.init(jnp.zeros(1)))[0][0]
+
     # With the default eps a gradient beyond the end takes no step to speak of anyhow.
-    whole, found = first_step(make(), 1.0, 0.99 * smallest)
-    inside = first_step(make(eps=0.0), 1.01 * smallest, 0.99 * LARGEST)
-    assert inside == pytest.approx([whole, whole], rel=1e-6)
-    outside = first_step(make(eps=0.0), 0.99 * smallest, 0.0, 1.01 * LARGEST)
-    assert outside == [0, 0, 0]
-    assert found == pytest.approx(-0.99 * smallest / 1e-8, rel=1e-6)
+    default = inspect.signature(make).parameters["eps"].default
+    whole, found = (first_step(size, default) for size in (1.0, 0.99 * smallest))
+    inside = [first_step(size, 0.0) for size in (1.01 * smallest, 0.99 * LARGEST)]
+    np.testing.assert_allclose(inside, whole, rtol=1e-6)
+    for outside in (0.99 * smallest, 0.0, 1.01 * LARGEST):
+        assert first_step(outside, 0.0) == 0
+    np.testing.assert_allclose(found, -0.99 * smallest / 1e-8, rtol=1e-6)
 
 
 # Optax's own limits, which the inner transformations of a method bring with them.
@@ -464,12 +495,15 @@ def test_second_moments_at_both_ends_of_the_range(name):
 
 def test_optax_adam_in_float16_needs_a_larger_eps():
     zero, params = np.zeros((1, 2), np.float16), np.zeros(2, np.float16)
-    adam = optax.adam(0.1)
-    updates, _ = jax.jit(adam.update)(zero[0], adam.init(params), params)
+    adam, of_terms = optax.adam(0.1), (mt.mtadam(0.1, 1), mt.adatask_adam(0.1, 1))
+
+    def step(tx, grads):
+        return tx.update(grads, tx.init(params), params)[0]
+
+    steps = jax.jit(lambda: (step(adam, zero[0]), [step(tx, zero) for tx in of_terms]))
+    updates, ours = steps()
     assert np.all(np.isnan(updates))
-    for tx in (mt.mtadam(0.1, 1), mt.adatask_adam(0.1, 1)):
-        updates, _ = jax.jit(tx.update)(zero, tx.init(params), params)
-        assert_zero(updates)
+    assert_zero(ours)
 
 
 def test_optax_loses_digits_in_the_bias_correction_of_float32():
@@ -484,8 +518,8 @@ def test_optax_loses_digits_in_the_bias_correction_of_float32():
 
 
 def test_optax_second_moments_in_bfloat16_stand_still():
-    ones = jnp.ones((5000, 1, 1), jnp.bfloat16)
-    params = jnp.zeros(1, jnp.bfloat16)
+    ones = np.ones((5000, 1, 1), jnp.bfloat16)
+    params = np.zeros(1, jnp.bfloat16)
     _, state = many_steps(mt.per_term(optax.scale_by_adam(), 1), params, ones)
     assert state.nu.dtype == jnp.bfloat16
     assert float(state.nu[0, 0]) == 0.5  # a thousandth of what is missing is no unit
