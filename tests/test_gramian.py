@@ -1,5 +1,7 @@
 """The gramian against float64, in every form it takes, and what it copies."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,19 +11,14 @@ from multiterm_optax import _products, metrics
 
 SHAPES = [(70_001,), (300, 300), (2, 3, 128, 128), (65_536,), (9, 7)]
 TERMS = [2, 5, 10, 24]
-# By default each shape with two of the numbers of terms, and each number with two or
-# three shapes; the rest repeats them in other sizes.
-LEAVES = [
-    pytest.param(*(shape, terms), marks=() if (i + j) % 2 == 0 else pytest.mark.slow)
-    for i, shape in enumerate(SHAPES)
-    for j, terms in enumerate(TERMS)
-]
-
 # Of the product of the two lengths, in float32.
 PROMISED = 2e-6
 
 
-@pytest.fixture(params=["one device", "eight devices"])
+DEVICES = ["one device", "eight devices"]
+
+
+@pytest.fixture(params=DEVICES)
 def devices(request, monkeypatch):
     """The library slices leaves only where nothing can be sharded."""
     if request.param == "one device":
@@ -29,11 +26,37 @@ def devices(request, monkeypatch):
     return request.param
 
 
+def by_default(i, j, devices):
+    """Each shape with two numbers of terms, each number with two or three shapes.
+
+    The rest repeats them in other sizes, or is the same program on one device: only
+    large leaves of 5 to 16 terms are sliced there.
+    """
+    sliced = 5 <= TERMS[j] <= 16 and np.prod(SHAPES[i]) >= 2**16
+    return (i + j) % 2 == 0 and (sliced or devices == "eight devices")
+
+
+each_leaf = pytest.mark.parametrize(
+    ("devices", "shape", "terms"),
+    [
+        pytest.param(
+            *(devices, shape, terms),
+            marks=() if by_default(i, j, devices) else pytest.mark.slow,
+        )
+        for devices in DEVICES
+        for i, shape in enumerate(SHAPES)
+        for j, terms in enumerate(TERMS)
+    ],
+    indirect=["devices"],
+)
+
+
 def fresh_gramian():
     """Traced anew: JAX keeps what it traced by function and shape, on any devices."""
     return jax.jit(lambda rows: metrics.gramian(rows))
 
 
+@functools.cache
 def gradients(terms, shape, dtype=np.float32):
     rng = np.random.default_rng(terms)
     rows = rng.normal(size=(terms, *shape)) + rng.normal(size=shape)
@@ -49,7 +72,7 @@ def assert_gramian(found, rows, tolerance):
     assert (apart / lengths / lengths[:, None]).max() < tolerance
 
 
-@pytest.mark.parametrize(("shape", "terms"), LEAVES)
+@each_leaf
 def test_digits_of_a_leaf(devices, terms, shape):
     rows = gradients(terms, shape)
     assert_gramian(fresh_gramian()(rows), rows, PROMISED)
@@ -79,14 +102,21 @@ def test_the_two_forms_are_both_traced(monkeypatch):
     assert "while" not in on_eight
 
 
-@pytest.mark.parametrize(("shape", "terms"), LEAVES)
+@each_leaf
 def test_digits_of_leaves_that_are_not_stacked(devices, terms, shape):
     rows = gradients(terms, shape)
     find = jax.jit(lambda *rows: _products.gramian_of_rows(rows, num_terms=terms))
     assert_gramian(find(*rows), rows, PROMISED)
 
 
-@pytest.mark.parametrize("terms", [3, 6, 12])
+@pytest.mark.parametrize(
+    ("devices", "terms"),
+    [
+        *(("eight devices", terms) for terms in (3, 6, 12)),
+        *(("one device", terms) for terms in (6, 12)),
+    ],
+    indirect=["devices"],
+)
 def test_half_precision_is_accumulated_wide(devices, terms):
     rows = gradients(terms, (300, 300), jnp.bfloat16)
     found = fresh_gramian()(rows)
