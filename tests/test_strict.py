@@ -187,15 +187,16 @@ def test_gradients_and_metrics(name):
 
 # Of those that share a solver one is enough.
 CHECKED = sorted(METHODS.keys() - {"compose", "dual_proj", "frozen", "inexact_mgda"})
+
+
+def checked(by_default):
+    marks = {True: (), False: pytest.mark.slow}
+    names = [pytest.param(n, marks=marks[n in by_default]) for n in CHECKED]
+    return pytest.mark.parametrize("name", names)
+
+
 # One with loops and indices by default, and one that reads losses.
-FEW = {"pcgrad", "softadapt"}
-each_checked = pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[] if n in FEW else pytest.mark.slow) for n in CHECKED],
-)
-
-
-@each_checked
+@checked({"pcgrad", "softadapt"})
 def test_weighting_passes_checkify_s_checks_of_indices_and_floats(name):
     weighting = METHODS[name].make(K)
     products = _methods.products(METHODS[name], GRAMIAN)
@@ -222,9 +223,9 @@ def test_transformation_passes_checkify_s_checks(name):
 
 # The annotations of loops are those of traced ones, and here the indices are ints.
 @pytest.mark.usefixtures("own_errors")
-@each_checked
+@checked({"softadapt"})
 def test_weighting_makes_no_nan_on_the_way(name):
-    # Without jit every operation is looked at, and not the results only.
+    # Without jit every operation is a program, and is looked at as by the checks above.
     weighting = METHODS[name].make(K)
     products, state = _methods.products(METHODS[name], GRAMIAN), weighting.init(K)
     with jax.debug_nans(True), jax.disable_jit():
