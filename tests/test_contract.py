@@ -128,15 +128,22 @@ def test_builds_an_optax_transformation(factory):
     assert isinstance(tx, optax.GradientTransformationExtraArgs)
 
 
+def assert_shapes(factory, updates, params):
+    if factory.keeps_terms:
+        assert_term_shapes(updates, params, TERMS)
+    else:
+        assert_param_shapes(updates, params)
+
+
 @each_factory
 @pytest.mark.parametrize(
     "dtype",
-    # One half precision is like the other, and tests/test_precision.py runs float16.
+    # Float32 is below, and float16 is like bfloat16: tests/test_precision.py runs it.
     [
-        "float32",
         "bfloat16",
-        pytest.param("float16", marks=pytest.mark.slow),
         "float64",
+        pytest.param("float32", marks=pytest.mark.slow),
+        pytest.param("float16", marks=pytest.mark.slow),
     ],
 )
 def test_shapes_dtypes_and_a_stable_state(factory, dtype):
@@ -156,10 +163,7 @@ def test_shapes_dtypes_and_a_stable_state(factory, dtype):
         for step in range(STEPS):
             updates, state = update(at(grads, step), state, params, losses=losses)
             traced = traced or counted.count
-            if factory.keeps_terms:
-                assert_term_shapes(updates, params, TERMS)
-            else:
-                assert_param_shapes(updates, params)
+            assert_shapes(factory, updates, params)
             assert_same_signature(state, start)
             if numbers:
                 assert_finite(updates)
@@ -168,21 +172,23 @@ def test_shapes_dtypes_and_a_stable_state(factory, dtype):
 
 # Each of their operations is a program. MTAdam is a chain of a transform and an
 # aggregator. The examples in the docstrings of all factories are run outside jit, too.
-EAGER = {"sum_terms", "apply_if_finite", "mtadam"}
+EAGER = {"sum_terms", "weighted", "mtadam"}
 
 
 @by_default(lambda factory: factory.name in EAGER)
 def test_one_program_whether_eager_or_jitted(factory, x64):
     params = example_params(jnp.float64)
     grads, losses = make_grads(params), example_losses(jnp.float64)
-    tx, *_ = compiled(factory)
-    jitted, jitted_state = run(factory, grads, params, losses)
+    inner = {"inner": optax.sgd(0.1)} if factory.name == "weighted" else {}
+    tx, *_ = compiled(factory, **inner)
+    jitted, jitted_state = run(factory, grads, params, losses, **inner)
     eager, eager_state = run_with(tx.update, tx, grads, params, losses)
     assert_close(eager, jitted, rtol=1e-12)
     assert_close(eager_state, jitted_state, rtol=1e-12)
 
 
-@each_factory
+# Scans of the others are run in tests/test_precision.py.
+@by_default(lambda factory: factory.stage == "wrappers")
 def test_a_scan_carries_the_state(factory, x64):
     # A scan is a program of the step's kind, if the state keeps its shapes and dtypes.
     params, losses = example_params(jnp.float64), example_losses(jnp.float64)
@@ -243,13 +249,16 @@ def test_order_of_the_terms_does_not_matter(factory, x64, order):
 def test_unknown_extra_arguments_and_by_default_params_change_nothing(factory):
     """No default decays weights: ``update`` works without ``params``."""
     tx, params = factory.build(), example_params(jnp.float32)
-    grads, losses = at(make_grads(params), 0), example_losses()
+    grads, losses, start = at(make_grads(params), 0), example_losses(), tx.init(params)
 
     def program(*given, **extra):
         def step(grads, state):
             return tx.update(grads, state, *given, losses=losses, **extra)
 
-        return str(jax.make_jaxpr(step)(grads, tx.init(params)))
+        traced, (updates, state) = jax.make_jaxpr(step, return_shape=True)(grads, start)
+        assert_shapes(factory, updates, params)
+        assert_same_signature(state, start)
+        return str(traced)
 
     plain = program()
     assert program(params) == plain

@@ -223,7 +223,7 @@ def test_transformation_passes_checkify_s_checks(name):
 
 # The annotations of loops are those of traced ones, and here the indices are ints.
 @pytest.mark.usefixtures("own_errors")
-@checked({"softadapt"})
+@checked({"by_norm"})
 def test_weighting_makes_no_nan_on_the_way(name):
     # Without jit every operation is a program, and is looked at as by the checks above.
     weighting = METHODS[name].make(K)
