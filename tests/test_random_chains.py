@@ -348,8 +348,7 @@ def test_numbers(chain, tree, terms, seed, data):
             assert_close(again, found, rtol=1e-7, atol=1e-9)
 
 
-# Each operation of each chain is a program. By default tests/test_contract.py has this
-# of single stages.
+# Each operation is a program: by default tests/test_contract.py has this of one chain.
 @pytest.mark.slow
 @examples(3)
 @given(chain=chains(delicate=False), terms=st.integers(1, 3))
@@ -374,10 +373,8 @@ def test_a_zero_gradient_stays_zero_to_the_aggregator(chain, terms, silent):
     updates = gradients(params, terms, 0)[0]
     for leaf in updates.values():
         leaf[silent] = 0
-    tx = chain.keeping(list(range(terms)))
-    found, _ = jax.jit(tx.update)(
-        updates, tx.init(params), params, losses=losses_of(terms, 0)
-    )
+    tx, losses = chain.keeping(list(range(terms))), losses_of(terms, 0)
+    found, _ = jax.jit(tx.update)(updates, tx.init(params), params, losses=losses)
     assert_finite(found)
     assert_zero(jax.tree.map(lambda u: np.asarray(u)[silent], found))
 
