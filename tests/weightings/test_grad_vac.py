@@ -30,17 +30,13 @@ KEY = 7
 def documented_orders(terms, steps):
     """The random orders, by the recipe of PCGrad's page."""
 
-    @jax.jit
-    def one_step(key):
+    def one_step(key, _):
         key, draw = jax.random.split(key)
         table = jnp.tile(jnp.arange(terms), (terms, 1))
         return key, jax.random.permutation(draw, table, axis=1, independent=True)
 
-    key, orders = jax.random.key(KEY), []
-    for _ in range(steps):
-        key, drawn = one_step(key)
-        orders.append(np.asarray(drawn))
-    return orders
+    scan = jax.jit(lambda key: jax.lax.scan(one_step, key, None, length=steps)[1])
+    return np.asarray(scan(jax.random.key(KEY)))
 
 
 @functools.cache
