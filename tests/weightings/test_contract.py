@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -226,8 +227,11 @@ def test_weights_at_work_are_those_of_the_weighting(name, groups):
 @pytest.mark.usefixtures("x64")
 def test_no_array_stands_twice_in_the_state(name):
     """XLA refuses to be given one buffer twice, as a state that is donated would do."""
+    start = jax.make_jaxpr(lambda: build(name, 3).init(3))().jaxpr.outvars
+    arrays = [one for one in start if isinstance(one, jax.extend.core.Var)]
+    assert len(set(arrays)) == len(arrays)
     _, states = run(name, *problem(3, steps=2))
-    for state in (build(name, 3).init(3), *states[1:]):
+    for state in states[1:]:
         buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
         assert len(set(buffers)) == len(buffers)
 

@@ -177,6 +177,17 @@ def test_a_gradient_that_is_not_finite_is_reported_as_not_converged():
     assert not converged
 
 
+@jax.jit
+def normalized(products, losses):
+    """Weights by normalization, from one program."""
+
+    def weights(kind):
+        weighting = mgda(kind)
+        return weighting.update(products, weighting.init(3), losses=losses)[0]
+
+    return {kind: weights(kind) for kind in ("l2", "loss", "loss+")}
+
+
 @pytest.mark.parametrize("kind", ["l2", "loss", "loss+"])
 def test_normalizations_solve_for_the_scaled_gradients(kind, rng):
     rows = _jacobians.scales_apart(rng, 3, 50).astype(np.float32)
@@ -184,10 +195,7 @@ def test_normalizations_solve_for_the_scaled_gradients(kind, rng):
     norms = np.linalg.norm(rows, axis=1)
     divisors = {"l2": norms, "loss": losses, "loss+": norms * losses}[kind]
     expected, _ = min_norm_point(rows / divisors[:, None])
-    weighting = mgda(kind)
-    # Outside jit the three share what they compile.
-    weights, _ = weighting.update(gramian(rows), weighting.init(3), losses=losses)
-    found = np.asarray(weights) @ (rows / divisors[:, None])
+    found = normalized(gramian(rows), losses)[kind] @ (rows / divisors[:, None])
     size = np.linalg.norm(rows / divisors[:, None], axis=1).max()
     np.testing.assert_allclose(found, expected, atol=2e-6 * size)
 
