@@ -35,14 +35,23 @@ def gradients():
 
 def run(weighting, grouping):
     """New gradients of every step by the library."""
-    tx = reweight(weighting, TERMS, GROUPINGS[grouping][0])
+    return run_stage(reweight(weighting, TERMS, GROUPINGS[grouping][0]))
 
-    def step(state, grads):
-        updates, state = tx.update(grads, state)
-        return state, updates
 
-    start = tx.init({name: jnp.zeros(shape) for name, shape in SHAPES.items()})
-    return jax.lax.scan(step, start, jax.tree.map(jnp.asarray, gradients()))[1]
+def run_stage(*stages):
+    """The same of a stage, or a list of those of several, by one program."""
+
+    def every_step(tx, grads):
+        def step(state, grads):
+            updates, state = tx.update(grads, state)
+            return state, updates
+
+        start = tx.init({name: jnp.zeros(shape) for name, shape in SHAPES.items()})
+        return jax.lax.scan(step, start, grads)[1]
+
+    compiled = jax.jit(lambda grads: [every_step(tx, grads) for tx in stages])
+    found = jax.tree.map(np.asarray, compiled(gradients()))
+    return found[0] if len(found) == 1 else found
 
 
 def expected(mix, grouping):
@@ -61,4 +70,4 @@ def expected(mix, grouping):
 
 def summed(updates):
     """Sum over the terms: what a weighting's direction is."""
-    return {name: np.sum(np.asarray(leaf), axis=1) for name, leaf in updates.items()}
+    return {name: np.sum(leaf, axis=1) for name, leaf in updates.items()}

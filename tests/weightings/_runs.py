@@ -19,19 +19,27 @@ def filled(batch, size=64):
 
 def run(weighting, losses, gramians=None):
     """Weights that each step uses [steps, K], and the last state."""
-    losses = jnp.asarray(losses)
-    gramians = None if gramians is None else jnp.asarray(gramians)
+    return run_each([weighting], losses, gramians)[0]
 
-    def step(state, data):
-        loss, gramian = data
-        weights, state = weighting.update(gramian, state, losses=loss)
-        return state, weights
 
-    start = weighting.init(losses.shape[1])
+def run_each(weightings, losses, gramians=None):
+    """The same of several, by one program in which they share what is the same."""
+    dtype = jnp.result_type(float)
+    given = jax.tree.map(lambda x: np.asarray(x, dtype), (losses, gramians))
+    terms = given[0].shape[1]
+
+    def steps(weighting, data):
+        def step(state, data):
+            loss, gramian = data
+            weights, state = weighting.update(gramian, state, losses=loss)
+            return state, weights
+
+        state, weights = jax.lax.scan(step, weighting.init(terms), data)
+        return weights, state
+
     # The numbers are arguments: as constants they would make each run a new program.
-    scan = jax.jit(lambda *data: jax.lax.scan(step, *data))
-    state, weights = scan(start, (losses, gramians))
-    return np.asarray(weights), state
+    scans = jax.jit(lambda data: [steps(each, data) for each in weightings])
+    return jax.tree.map(np.asarray, scans(given))
 
 
 def deviation(found, expected):

@@ -32,10 +32,30 @@ def update_of(name, at=TERMS):
     Returns how often it was traced, too. Where no argument says which term is which,
     all problems with as many terms share one program.
     """
+    return _update(name, _indices(name, at), bool(jax.config.jax_enable_x64))
+
+
+def _indices(name, at):
     indices = tuple(range(at)) if isinstance(at, int) else tuple(map(int, at))
-    if not _methods.methods()[name].names_terms:
-        indices = tuple(range(len(indices)))
-    return _update(name, indices, bool(jax.config.jax_enable_x64))
+    named = _methods.methods()[name].names_terms
+    return indices if named else tuple(range(len(indices)))
+
+
+@functools.cache
+def _starts(terms, x64):
+    """The states of all methods by one program; outside jit each would have several."""
+    del x64
+    made = {name: one.make(terms) for name, one in _methods.methods().items()}
+    states = jax.jit(lambda: {name: one.init(terms) for name, one in made.items()})()
+    return jax.tree.map(np.asarray, states)
+
+
+def start_of(name, at=TERMS):
+    """The state before the first step, as NumPy arrays."""
+    method, indices = _methods.methods()[name], _indices(name, at)
+    if method.names_terms:
+        return jax.tree.map(np.asarray, method.make(indices).init(len(indices)))
+    return _starts(len(indices), bool(jax.config.jax_enable_x64))[name]
 
 
 def read(name, gramian, losses):
@@ -73,7 +93,7 @@ def run_batch(name, gramians, losses):
     if products is None:  # never looked at, and no other program than without it
         products = gramians
     runs, steps = losses.shape[:2]
-    start = method.make(TERMS).init(TERMS)
+    start = start_of(name)
     state = jax.tree.map(lambda leaf: np.stack([leaf] * BATCH), start)
     found = []
     for step in range(steps):

@@ -1,7 +1,6 @@
 """Programs that share a gramian: by their faces, against SciPy's active set."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
@@ -10,7 +9,21 @@ from multiterm_optax import _faces, _nnqp
 from tests.weightings import _jacobians
 from tests.weightings.test_solver import ILL_CONDITIONED, random_rows, unit_gramian
 
-by_faces = jax.jit(_faces.solve_each)
+# In float32 all problems have as many terms, so that two programs serve them.
+TERMS = 60
+
+
+@jax.jit
+def _by_faces(c, q):
+    return _faces.solve_each(c, q)
+
+
+def by_faces(c, q):
+    return jax.tree.map(np.asarray, _by_faces(c, q))
+
+
+def solve_each(c, q):
+    return jax.tree.map(np.asarray, _nnqp.solve_each(c, q))
 
 
 def combined(rng, terms, number):
@@ -39,7 +52,7 @@ def largest_gaps(terms, count, seed, each):
         q = -starts @ gramian
         # Starts that cancel but for roundings.
         q[np.abs(q) < 1e-14 * terms] = 0
-        found = _nnqp.solve_each(gramian, q)
+        found = solve_each(gramian, q)
         size = np.maximum(np.abs(q).max(axis=1, keepdims=True), 1e-300)
         faces = by_faces(gramian, q / size)
         assert np.all(found.z >= 0)
@@ -53,7 +66,7 @@ def largest_gaps(terms, count, seed, each):
             z = z * unit
 
             def error(found, z=z, rows=rows, silent=silent):
-                return np.linalg.norm((np.asarray(found) * ~silent - z) @ rows)
+                return np.linalg.norm((found * ~silent - z) @ rows)
 
             gap = max(gap, error(found.z[i]))
             if faces.solved[i]:
@@ -83,7 +96,7 @@ def test_ill_conditioned_problems(terms, count, each, record_deviation):
 
 @pytest.mark.parametrize("kind", _jacobians.WELL_POSED, ids=lambda kind: kind.__name__)
 def test_well_posed_problems_are_solved_by_their_faces(kind, rng):
-    gramian = unit_gramian(kind, rng, 60, 400)  # the last of them by themselves
+    gramian = unit_gramian(kind, rng, TERMS, 400)  # the last of them by themselves
     found = by_faces(gramian, -gramian)
     assert found.solved.all()
     assert found.iterations.max() <= 60
@@ -91,7 +104,8 @@ def test_well_posed_problems_are_solved_by_their_faces(kind, rng):
 
 def test_the_last_problems_are_solved_as_if_alone():
     # Lengths in other directions fall like 1/n: some problems take twice as long.
-    rows = np.random.default_rng(2).normal(size=(60, 60)) / np.arange(1, 61)
+    rows = np.random.default_rng(2).normal(size=(TERMS, TERMS))
+    rows /= np.arange(1, TERMS + 1)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     gramian = np.float32(rows @ rows.T)
     found = by_faces(gramian, -gramian)
@@ -104,7 +118,7 @@ def test_the_last_problems_are_solved_as_if_alone():
 
 def test_what_is_solved_meets_the_conditions(rng):
     # Also where half of the problems are not: verified in twice the precision.
-    gramian = unit_gramian(_jacobians.rank_deficient, rng, 40, 400)
+    gramian = unit_gramian(_jacobians.rank_deficient, rng, TERMS, 400)
     found = by_faces(gramian, -gramian)
     z, c = np.asarray(found.z, np.float64), np.asarray(gramian, np.float64)
     slack = z @ c + c
@@ -125,7 +139,7 @@ def test_the_residual_has_more_than_the_working_precision(rng):
 
 
 def test_no_conflict_takes_no_iteration(rng):
-    gramian = jnp.abs(unit_gramian(_jacobians.agreeing, rng, 20, 300))
+    gramian = np.abs(unit_gramian(_jacobians.agreeing, rng, TERMS, 300))
     found = by_faces(gramian, -gramian)
     assert found.solved.all()
     assert not found.iterations.any()
@@ -133,35 +147,38 @@ def test_no_conflict_takes_no_iteration(rng):
 
 
 def test_what_the_faces_leave_is_solved_a_few_at_a_time(rng):
-    gramian = unit_gramian(_jacobians.generic, rng, 20, 30)
+    gramian = unit_gramian(_jacobians.generic, rng, TERMS, 90)
     expected = by_faces(gramian, -gramian)
     assert expected.solved.all()
 
     @jax.jit
     def rest(c, q, found):
-        return _nnqp._remaining(_nnqp._method(c, jnp.zeros(20)), q, found)
+        return _nnqp._remaining(_nnqp._method(c, 0 * c[0]), q, found)
 
-    kept = jnp.arange(20) == 7
-    assert _nnqp._TOGETHER < 19
+    kept = np.arange(TERMS) == 7
+    assert _nnqp._TOGETHER < TERMS - 1
     found = rest(gramian, -gramian, expected._replace(z=0 * expected.z, solved=kept))
     assert found.converged.all()
-    expected = jnp.where(kept[:, None], 0, expected.z)
-    np.testing.assert_allclose(found.z, expected, atol=2e-5)
-    assert not found.z[7].any()
+    z = np.asarray(found.z)
+    np.testing.assert_allclose(z, np.where(kept[:, None], 0, expected.z), atol=2e-5)
+    assert not z[7].any()
 
 
+@pytest.mark.usefixtures("x64")
 def test_numbers_that_are_not_finite_do_not_converge(rng):
-    gramian = unit_gramian(_jacobians.generic, rng, 20, 40)
-    found = _nnqp.solve_each(gramian, -gramian.at[3, 4].set(jnp.nan))
-    assert np.flatnonzero(~np.asarray(found.converged)).tolist() == [3]
-    broken = gramian.at[3, 4].set(jnp.nan)
-    assert not _nnqp.solve_each(broken, -broken).converged.all()
+    gramian = unit_gramian(_jacobians.generic, rng, 20, 40, np.float64)
+    broken = gramian.copy()
+    broken[3, 4] = np.nan
+    found = solve_each(gramian, -broken)
+    assert np.flatnonzero(~found.converged).tolist() == [3]
+    assert not solve_each(broken, -broken).converged.all()
 
 
+@pytest.mark.usefixtures("x64")
 def test_a_batch_of_gramians_equals_its_problems(rng):
-    gramians = jnp.stack([unit_gramian(_jacobians.generic, rng, 20, 30) for _ in "ab"])
+    kind = _jacobians.generic
+    gramians = np.stack([unit_gramian(kind, rng, 20, 30, np.float64) for _ in "ab"])
     batch = jax.jit(jax.vmap(_nnqp.solve_each))(gramians, -gramians)
     assert batch.converged.all()
-    for gramian, z in zip(gramians, batch.z, strict=True):
-        alone = _nnqp.solve_each(gramian, -gramian)
-        np.testing.assert_allclose(z, alone.z, atol=2e-5)
+    for gramian, z in zip(gramians, np.asarray(batch.z), strict=True):
+        np.testing.assert_allclose(z, solve_each(gramian, -gramian).z, atol=2e-5)

@@ -48,7 +48,8 @@ def fair(rows, alpha=1.0, preference=1.0):
     rows = np.asarray(rows)
     alphas = np.broadcast_to(alpha, len(rows)).astype(rows.dtype)
     preferences = np.broadcast_to(preference, rows.shape[:2]).astype(rows.dtype)
-    return compiled(_awkward.gramians(rows), alphas, preferences)
+    found = compiled(_awkward.gramians(rows), alphas, preferences)
+    return jax.tree.map(np.asarray, found)
 
 
 nash = _awkward.batched(nash_mtl())
@@ -72,7 +73,9 @@ def deviations(rows, dtype):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("terms", "count"), [(3, BATCH), (10, 8)])
+@pytest.mark.parametrize(
+    ("terms", "count"), [(3, BATCH), pytest.param(10, 8, marks=pytest.mark.slow)]
+)
 def test_agrees_with_the_reference(terms, count, record_deviation):
     rows = _awkward.random_batch(terms, terms, count)
     apart = deviations(rows, np.float64)
@@ -98,11 +101,12 @@ def test_thousands_of_ill_conditioned_problems(terms, count):
 
 def test_known_numbers():
     """Those that other implementations give."""
-    rows = np.float32([KNOWN] * BATCH)
+    # Beside a third gradient of zero, so that they need no program of their own.
+    rows = np.float32([[*KNOWN, np.zeros(3)]] * BATCH)
     weights, _ = fair(rows)
-    np.testing.assert_allclose(weights[0], [0.5915, 0.4071], atol=5e-5)
+    np.testing.assert_allclose(weights[0], [0.5915, 0.4071, 0.0], atol=5e-5)
     weights, _ = nash(rows)
-    found = weights[0] @ KNOWN
+    found = weights[0] @ rows[0]
     np.testing.assert_allclose(
         found / np.linalg.norm(found), [0.0542, 0.7061, 0.7061], atol=5e-5
     )
@@ -188,9 +192,12 @@ def test_one_term_keeps_its_gradient():
 def test_a_term_of_preference_zero_is_left_out():
     rows = _awkward.random_batch(3, 3, BATCH).astype(np.float32)
     weights, _ = fair(rows, 2.0, [1.0, 0.0, 2.0])
-    two, _ = fair(rows[:, [0, 2]], 2.0, [1.0, 2.0])
     np.testing.assert_array_equal(weights[:, 1], 0)
-    np.testing.assert_allclose(weights[:, [0, 2]], two, rtol=1e-5)
+    for found, two in zip(weights[:, [0, 2]], rows[:, [0, 2]], strict=True):
+        two = two.astype(np.float64)
+        expected = reference.direction(two, 2.0, np.array([1.0, 2.0]))
+        gap = np.linalg.norm(found @ two - expected)
+        assert gap <= 1e-5 * np.linalg.norm(expected)
 
 
 def test_a_gramian_that_is_not_finite_has_not_converged():
@@ -206,21 +213,22 @@ def test_a_gramian_that_is_not_finite_has_not_converged():
 @pytest.mark.usefixtures("x64")
 def test_one_vmap_trains_a_whole_front():
     """Preferences under vmap, on two parabolas whose minima are apart."""
-    minima = jnp.array([[0.0, 0.0], [1.0, 1.0]])
+    minima = np.array([[0.0, 0.0], [1.0, 1.0]])
 
     def train(preference):
         weighting = fair_grad(2.0, preference)
 
         def step(x, rate):
-            gradients = jnp.array([1.0, 3.0])[:, None] * (x - minima)
+            gradients = np.array([1.0, 3.0])[:, None] * (x - minima)
             weights, _ = _awkward.step(weighting, gradients @ gradients.T)
             return x - rate * weights @ gradients, None
 
-        start = jnp.array([1.0, -1.0])
-        return jax.lax.scan(step, start, 0.2 * 0.97 ** jnp.arange(300))[0]
+        start, rates = jnp.array([1.0, -1.0]), 0.2 * 0.97 ** np.arange(300)
+        return jax.lax.scan(step, start, rates)[0]
 
-    shares = jnp.linspace(0.1, 0.9, 5)
-    found = jax.jit(jax.vmap(train))(jnp.stack([1 - shares, shares], axis=1))
+    shares = np.linspace(0.1, 0.9, 5)
+    both = np.stack([1 - shares, shares], axis=1)
+    found = np.asarray(jax.jit(jax.vmap(train))(both))
     # On the line between the minima, the nearer to one the more it is preferred.
     np.testing.assert_allclose(found[:, 0], found[:, 1], atol=0.05)
     assert np.all((found > 0) & (found < 1))

@@ -147,10 +147,16 @@ def test_weights_first_are_told_what_the_last_step_did():
     weighting = famo()
     weighted_grad = value_and_weighted_grad(losses_fn, weighting)
     state, own = weighted_grad.init(2), weighting.init(2)
-    for w in (jnp.array([2.0, 0.5]), jnp.array([1.9, 0.7])):
+
+    @jax.jit
+    def both(state, own, w):
         after = 0.9 * losses_fn(w)  # of another batch
         losses, _, state = weighted_grad.update(state, w, losses_after=after)
         alone, own = weighting.update(None, own, losses=losses, losses_after=after)
+        return state, alone, own
+
+    for w in np.float32([[2.0, 0.5], [1.9, 0.7]]):
+        state, alone, own = both(state, own, w)
         np.testing.assert_allclose(state.weights, alone, rtol=1e-6)
     np.testing.assert_allclose(state.weighting.logits, own.logits, rtol=1e-6)
     assert np.all(np.asarray(own.moved) == 1)

@@ -1,6 +1,5 @@
 """The weights of the geometric mean, against its derivatives."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -37,9 +36,7 @@ def test_each_term_counts_by_the_share_of_its_loss(rng):
 
 @pytest.mark.parametrize("bad", [0.0, np.inf, np.nan])
 def test_a_loss_without_a_logarithm_is_left_out(bad):
-    losses = jnp.array([1.0, bad, 100.0])
-    weights, _ = geometric_mean().update(None, geometric_mean().init(3), losses=losses)
-    np.testing.assert_allclose(weights, np.array([10.0, 1.0, 0.1]) / 3, rtol=1e-6)
-    none = jnp.array([bad, bad])
-    weights, _ = geometric_mean().update(None, geometric_mean().init(2), losses=none)
-    assert_identical(weights, jnp.array([0.5, 0.5]))
+    losses = np.array([[1.0, bad, 100.0], [bad, bad, bad]])
+    weights, _ = run(geometric_mean(), losses)
+    np.testing.assert_allclose(weights[0], np.array([10.0, 1.0, 0.1]) / 3, rtol=1e-6)
+    assert_identical(weights[1], np.full(3, np.float32(1 / 3)))

@@ -1,5 +1,7 @@
 """MGDA by leaf, by label and over all, on each group's own vectors."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -9,18 +11,21 @@ from tests.references.min_norm import min_norm_point
 from tests.weightings import _groups
 
 
+@functools.cache
+def directions(grouping):
+    return _groups.summed(_groups.run(mgda(), grouping))
+
+
 @pytest.mark.parametrize("groups", _groups.GROUPINGS)
 def test_mgda_finds_each_groups_own_direction(x64, groups):
     def share(t, J):
         return np.tile(min_norm_point(J)[0] / len(J), (len(J), 1))
 
-    found = _groups.summed(_groups.run(mgda(), groups))
     expected = _groups.summed(_groups.expected(share, groups))
-    assert_close(found, expected, rtol=1e-9)
+    assert_close(directions(groups), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("groups", ["leaf", "labels"])
 def test_groups_make_a_difference(x64, groups):
-    apart = _groups.summed(_groups.run(mgda(), groups))
-    whole = _groups.summed(_groups.run(mgda(), "global"))
-    assert np.max(np.abs(apart["a"] - whole["a"])) > 0.01
+    apart, whole = directions(groups)["a"], directions("global")["a"]
+    assert np.max(np.abs(apart - whole)) > 0.01

@@ -47,7 +47,9 @@ def deviations(rows):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("terms", "count"), [(3, BATCH), (10, 10)])
+@pytest.mark.parametrize(
+    ("terms", "count"), [(3, BATCH), pytest.param(10, 10, marks=pytest.mark.slow)]
+)
 def test_agrees_with_the_printed_formula(terms, count, record_deviation):
     deviation = deviations(full_rank(terms, terms, count))
     record_deviation("imtl_g", deviation)

@@ -51,8 +51,8 @@ def test_transcription(decay, rng, record_deviation):
 
 
 def test_one_row_a_term_is_the_inverse_squared_norm():
-    weighting, rows = mt.ntk(decay=0.0), jnp.array([[3.0, 4.0], [0.6, 0.8]])
-    traces = mt.ntk_traces(lambda w: list(rows @ w))(jnp.zeros(2))
+    weighting, rows = mt.ntk(decay=0.0), np.float32([[3.0, 4.0], [0.6, 0.8]])
+    traces = jax.jit(mt.ntk_traces(lambda w: list(rows @ w)))(np.zeros(2, np.float32))
     np.testing.assert_allclose(traces, [25.0, 1.0], rtol=1e-6)
     weights, _ = weighting.update(None, weighting.init(2), traces=traces)
     np.testing.assert_allclose(weights, [13 / 25, 13.0], rtol=1e-6)
@@ -78,21 +78,21 @@ def test_without_traces_the_weights_stay():
 
 
 def test_traces_reach_it_wherever_it_stands():
-    grads, traces = jnp.ones((2, 3)), {"a": jnp.array(1.0), "b": jnp.array(3.0)}
+    grads, w = np.ones((2, 3), np.float32), np.zeros(3, np.float32)
+    traces = {"a": np.float32(1.0), "b": np.float32(3.0)}
     expected = [1.1, 0.9 + 0.1 * 2 / 3]
     for tx in (
         mt.reweight(mt.ntk(), 2),
         mt.reweight(mt.compose(mt.ntk(), mt.equal()), 2),
         mt.weighted(mt.ntk(), optax.sgd(1.0), 2),
     ):
-        _, state = tx.update(grads, tx.init(jnp.zeros(3)), traces=traces)
+        _, state = jax.jit(tx.update)(grads, tx.init(w), traces=traces)
         weights = np.asarray(optax.tree.get(state, "weights"))
         np.testing.assert_allclose(weights / weights[0], np.array(expected) / 1.1)
 
     weighted_grad = mt.value_and_weighted_grad(lambda w: [w[0], 2 * w[1]], mt.ntk())
-    _, found, _ = weighted_grad.update(
-        weighted_grad.init(2), jnp.zeros(2), traces=traces
-    )
+    update, start = jax.jit(weighted_grad.update), weighted_grad.init(2)
+    _, found, _ = update(start, w[:2], traces=traces)
     np.testing.assert_allclose(found, [expected[0], 2 * expected[1]], rtol=1e-6)
 
 

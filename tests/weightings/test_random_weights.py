@@ -52,13 +52,18 @@ def test_the_reference_in_numpy(x64, record_deviation):
     weighting, expected = random_weights(jax.random.key(5)), []
     keys = jax.random.split(jax.random.key(5), 4)
     state, found = weighting.init(4), []
-    for _ in range(3):
+
+    @jax.jit
+    def both(keys, state):
         pairs = [jax.random.split(key) for key in keys]
-        keys = [pair[0] for pair in pairs]
         normals = [jax.random.normal(pair[1], dtype=jnp.float32) for pair in pairs]
+        keys = jnp.stack([pair[0] for pair in pairs])
+        return keys, jnp.stack(normals), *weighting.update(None, state)
+
+    for _ in range(3):
+        keys, normals, weights, state = both(keys, state)
         normals = np.float64(normals)
         expected.append(np.exp(normals) / np.sum(np.exp(normals)))
-        weights, state = weighting.update(None, state)
         found.append(weights)
     gap = np.max(np.abs(np.stack(found) - expected))
     record_deviation("random_weights", gap)
@@ -68,8 +73,9 @@ def test_the_reference_in_numpy(x64, record_deviation):
 def test_absent_terms_change_nothing_of_what_the_others_draw(x64):
     weighting = random_weights(jax.random.key(1))
     state, update = weighting.init(3), jax.jit(weighting.update)
-    whole, later = update(None, state)
-    part, after = update(None, state, present=jnp.array([True, False, True]))
+    whole, later = update(None, state, present=np.ones(3, bool))
+    part, after = update(None, state, present=np.array([True, False, True]))
+    state, later, after = jax.tree.map(np.asarray, (state, later, after))
     rest = np.array(whole)
     rest[1] = 0
     assert_close(part, rest / rest.sum(), rtol=1e-12)
@@ -80,13 +86,14 @@ def test_absent_terms_change_nothing_of_what_the_others_draw(x64):
 def test_keys_of_any_kind():
     typed = random_weights(jax.random.key(3))
     raw = random_weights(jax.random.PRNGKey(3))
-    first, state = typed.update(None, typed.init(5))
-    same, _ = raw.update(None, raw.init(5))
+    update = jax.jit(typed.update)
+    first, state = update(None, typed.init(5))
+    same, _ = update(None, raw.init(5))  # the same state, whichever made it
     assert_identical(first, same)
-    again, _ = typed.update(None, state)
+    again, _ = update(None, state)
     assert_different(again, first)
     other = random_weights(jax.random.key(0, impl="rbg"))
-    _, state = jax.jit(other.update)(None, other.init(3))
+    _, state = jax.eval_shape(other.update, None, other.init(3))
     assert state.keys.shape == (4, 3)
 
 

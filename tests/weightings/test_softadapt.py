@@ -1,5 +1,7 @@
 """SoftAdapt against its transcription, in its limits, and at work."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from tests._asserts import assert_message
 from tests._methods import Method
 from tests._problems import sizes
 from tests.references import softadapt as reference
-from tests.weightings._runs import descend, deviation, random_losses, run
+from tests.weightings._runs import descend, deviation, random_losses, run, run_each
 
 METHODS = {
     "softadapt": Method(softadapt, relative=("held",)),
@@ -51,14 +53,25 @@ VARIANTS = {
 }
 
 
+def options_of(variant):
+    defaults = {"beta": 1.3, "history": 5, "normalized": False, "eps": 1e-8}
+    return {**defaults, **VARIANTS[variant]}
+
+
+@functools.cache
+def all_variants(terms):
+    """Losses, and the weights of each variant."""
+    losses = random_losses(np.random.default_rng(0), STEPS, terms)
+    found = run_each([softadapt(**options_of(name)) for name in VARIANTS], losses)
+    return losses, dict(zip(VARIANTS, (weights for weights, _ in found), strict=True))
+
+
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("terms", sizes(3, slow=(2, 10)))
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_transcription(variant, terms, rng, record_deviation):
-    defaults = {"beta": 1.3, "history": 5, "normalized": False, "eps": 1e-8}
-    options = {**defaults, **VARIANTS[variant]}
-    losses = random_losses(rng, STEPS, terms)
-    found, _ = run(softadapt(**options), losses)
+def test_transcription(variant, terms, record_deviation):
+    options, (losses, every) = options_of(variant), all_variants(terms)
+    found = every[variant]
     f = options.get("loss_weighted", False)
     n, whole = options["history"], options.get("sum_to", 1.0)
     expected = reference.softadapt(
@@ -79,14 +92,15 @@ def test_transcription(variant, terms, rng, record_deviation):
 
 def test_defaults_are_those_documented():
     losses = random_losses(np.random.default_rng(1), 12, 3)
-    plain, _ = run(softadapt(), losses)
-    spelled_out, _ = run(
-        softadapt(1.0, 5, order=4, normalized=True, sum_to=1.0, eps=0.0), losses
-    )
-    np.testing.assert_array_equal(plain, spelled_out)
-    original, _ = run(softadapt(normalized=False), losses)
-    spelled_out, _ = run(softadapt(0.1, 5, normalized=False), losses)
-    np.testing.assert_array_equal(original, spelled_out)
+    weightings = [
+        softadapt(),
+        softadapt(1.0, 5, order=4, normalized=True, sum_to=1.0, eps=0.0),
+        softadapt(normalized=False),
+        softadapt(0.1, 5, normalized=False),
+    ]
+    found = [weights for weights, _ in run_each(weightings, losses)]
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[2], found[3])
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-4, 1.0, 1e30])
@@ -128,23 +142,36 @@ def test_equal_until_enough_losses_were_seen(rng):
     np.testing.assert_array_equal(state.seen, [8] * 4)
 
 
-@pytest.mark.parametrize(
-    ("normalized", "loss_weighted", "sum_to", "whole"),
-    [
-        (False, False, 1.0, 1.0),
-        (False, "mean", "terms", 5.0),
-        (False, "current", 2.5, 2.5),
-        (True, False, "terms", 5.0),
-        (True, "mean", 2.5, 2.5),
-        (True, "current", 1.0, 1.0),
-    ],
-)
-def test_weights_add_up(normalized, loss_weighted, sum_to, whole, rng):
-    losses = random_losses(rng, 9, 5)
-    options = {"normalized": normalized, "loss_weighted": loss_weighted}
-    weights, _ = run(softadapt(1.0, 3, sum_to=sum_to, **options), losses)
-    np.testing.assert_allclose(weights.sum(axis=1), whole, rtol=1e-6)
-    assert np.all(weights > 0)
+def test_weights_add_up(rng):
+    keys = ("normalized", "loss_weighted", "sum_to")
+    sums = {
+        (False, False, 1.0): 1.0,
+        (False, "mean", "terms"): 5.0,
+        (False, "current", 2.5): 2.5,
+        (True, False, "terms"): 5.0,
+        (True, "mean", 2.5): 2.5,
+        (True, "current", 1.0): 1.0,
+    }
+    given = [dict(zip(keys, values, strict=True)) for values in sums]
+    each = [softadapt(1.0, 3, **options) for options in given]
+    found = run_each(each, random_losses(rng, 9, 5))
+    for options, whole, (weights, _) in zip(given, sums.values(), found, strict=True):
+        np.testing.assert_allclose(
+            weights.sum(axis=1), whole, rtol=1e-6, err_msg=str(options)
+        )
+        assert np.all(weights > 0), options
+
+
+@jax.jit
+def beta_traced(beta, losses):
+    """Weights of every step of two losses, from one program for all beta."""
+    weighting = softadapt(beta, history=2)
+
+    def step(state, loss):
+        weights, state = weighting.update(None, state, losses=loss)
+        return state, weights
+
+    return jax.lax.scan(step, weighting.init(losses.shape[1]), losses)[1]
 
 
 def test_zero_beta_gives_equal_weights(rng):
@@ -155,14 +182,14 @@ def test_zero_beta_gives_equal_weights(rng):
 def test_sign_of_beta():
     losses = np.array([[3.0, 3.0, 3.0], [2.0, 3.0, 4.0]])  # falls, stays, rises
     for beta, order in ((1.0, [0, 1, 2]), (-1.0, [2, 1, 0])):
-        weights, _ = run(softadapt(beta=beta, history=2), losses)
+        weights = np.asarray(beta_traced(beta, np.float32(losses)))
         assert list(np.argsort(weights[-1])) == order
 
 
 @pytest.mark.parametrize("beta", [1e6, -1e6, 1e30, -1e30])
 def test_large_beta_picks_one_term_and_does_not_overflow(beta, rng):
     losses = random_losses(rng, 6, 4).astype(np.float32)
-    weights, _ = run(softadapt(beta=beta, history=2), losses)
+    weights = np.asarray(beta_traced(beta, losses))
     change = losses[-1] - losses[-2]
     chosen = np.argmax(change) if beta > 0 else np.argmin(change)
     np.testing.assert_array_equal(weights[-1], np.eye(4)[chosen])
@@ -185,21 +212,23 @@ def test_normalized_keeps_the_signs_of_the_rates():
 
 def test_weights_are_held():
     losses = random_losses(np.random.default_rng(2), 14, 3)
-    held, _ = run(softadapt(1.0, 4, update_every=5), losses)
-    fresh, _ = run(softadapt(1.0, 4), losses)
+    both = [softadapt(1.0, 4, update_every=5), softadapt(1.0, 4)]
+    (held, _), (fresh, _) = run_each(both, losses)
     np.testing.assert_array_equal(held[3:8], np.broadcast_to(fresh[3], (5, 3)))
     np.testing.assert_array_equal(held[8:13], np.broadcast_to(fresh[8], (5, 3)))
     np.testing.assert_array_equal(held[13], fresh[13])
 
 
-@pytest.mark.parametrize("loss_weighted", [False, "mean", "current"])
-@pytest.mark.parametrize("eps", [1e-8, 0.0])
-def test_zero_losses_give_equal_weights(loss_weighted, eps):
-    weighting = softadapt(
-        history=2, normalized=True, loss_weighted=loss_weighted, eps=eps
-    )
-    weights, _ = run(weighting, np.zeros((4, 3)))
-    np.testing.assert_allclose(weights, 1 / 3, rtol=1e-6)
+def test_zero_losses_give_equal_weights():
+    given = [
+        {"loss_weighted": loss_weighted, "eps": eps}
+        for loss_weighted in (False, "mean", "current")
+        for eps in (1e-8, 0.0)
+    ]
+    each = [softadapt(history=2, normalized=True, **options) for options in given]
+    found = run_each(each, np.zeros((4, 3)))
+    for options, (weights, _) in zip(given, found, strict=True):
+        np.testing.assert_allclose(weights, 1 / 3, rtol=1e-6, err_msg=str(options))
 
 
 def test_a_term_at_zero_loss_gets_no_weight_when_loss_weighted():
@@ -210,9 +239,10 @@ def test_a_term_at_zero_loss_gets_no_weight_when_loss_weighted():
 
 def test_no_eps_keeps_the_sum_for_tiny_losses():
     losses = 1e-20 * np.array([[1.0, 3.0], [1.0, 3.0]])
-    without, _ = run(softadapt(history=2, loss_weighted=True), losses)
+    given = {"history": 2, "loss_weighted": True}
+    both = [softadapt(**given), softadapt(**given, eps=1e-8)]
+    (without, _), (paper, _) = run_each(both, losses)
     np.testing.assert_allclose(without[-1], [0.25, 0.75], rtol=1e-6)
-    paper, _ = run(softadapt(history=2, loss_weighted=True, eps=1e-8), losses)
     assert paper[-1].sum() < 1e-6  # as documented
 
 
@@ -260,9 +290,9 @@ def test_no_gradient_flows_through_the_weights():
         weights, _ = weighting.update(None, seen, losses=losses)
         return weights @ losses, weights
 
-    xy = jnp.array([1.0, 3.0])
-    gradient, weights = jax.grad(total, has_aux=True)(xy)
-    np.testing.assert_allclose(gradient, weights * 2 * xy, rtol=1e-6)
+    xy = np.float32([1.0, 3.0])
+    gradient, weights = jax.jit(jax.grad(total, has_aux=True))(xy)
+    np.testing.assert_allclose(gradient, np.asarray(weights) * 2 * xy, rtol=1e-6)
 
 
 def test_inside_a_chain_and_around_an_optimizer():
@@ -271,25 +301,31 @@ def test_inside_a_chain_and_around_an_optimizer():
 
     weighting = softadapt(history=2, loss_weighted=True, sum_to="terms")
     tx = weighted(weighting, optax.sgd(0.01), num_terms=2)
-    w, own = jnp.array([2.0, 0.5]), weighting.init(2)
-    state = tx.init(w)
-    for _ in range(6):
+
+    @jax.jit
+    def both(w, state, own):
         losses, grads = value_and_term_grads(losses_fn)(w)
         updates, state = tx.update(grads, state, w, losses=losses)
         vector = jnp.stack([losses["a"], losses["b"]])
         alone, own = weighting.update(None, own, losses=vector)
+        return updates, state, -0.01 * alone @ grads, alone, own
+
+    w, own = np.float32([2.0, 0.5]), weighting.init(2)
+    state = tx.init(w)
+    for _ in range(6):
+        updates, state, expected, alone, own = both(w, state, own)
         np.testing.assert_allclose(state.reweight.weights, alone, rtol=1e-6)
-        np.testing.assert_allclose(updates, -0.01 * alone @ grads, rtol=1e-5)
-        w = optax.apply_updates(w, updates)
+        np.testing.assert_allclose(updates, expected, rtol=1e-5)
+        w = w + np.asarray(updates)
 
 
 def test_groups_share_the_losses_and_so_the_weights(rng):
     tx = reweight(softadapt(history=2), num_terms=2, groups="leaf")
-    params = {"a": jnp.zeros(3), "b": jnp.zeros(2)}
-    state = tx.init(params)
-    grads = jax.tree.map(lambda p: jnp.ones((2, *p.shape)), params)
-    for losses in random_losses(rng, 3, 2):
-        _, state = tx.update(grads, state, params, losses=jnp.asarray(losses))
+    params = {"a": np.zeros(3, np.float32), "b": np.zeros(2, np.float32)}
+    state, update = tx.init(params), jax.jit(tx.update)
+    grads = jax.tree.map(lambda p: np.ones((2, *p.shape), p.dtype), params)
+    for losses in np.float32(random_losses(rng, 3, 2)):
+        _, state = update(grads, state, params, losses=losses)
     np.testing.assert_array_equal(state.weights["a"], state.weights["b"])
 
 
