@@ -7,8 +7,7 @@ import pytest
 
 from multiterm_optax import mgda, value_and_weighted_grad
 from multiterm_optax.gradients import _cut_products, _cuts, _gramian
-from tests._asserts import assert_close
-from tests.gradients._models import MODELS, SOME, names
+from tests.gradients._models import MODELS, names
 from tests.gradients._weighted import (
     column_losses,
     flops,
@@ -36,38 +35,17 @@ def every_cut(monkeypatch):
     monkeypatch.setattr(_cut_products, "worth", lambda *args, **kwargs: True)
 
 
-def shared_losses(row_losses):
-    """Two terms that share all rows, and one that takes two of them."""
+@pytest.mark.usefixtures("x64")
+def test_a_network_of_a_library_is_cut():
+    # That the numbers are right is told by the models that it is made of.
+    params, row_losses, rows, cut = MODELS["flax_nnx"]()
 
-    def losses_fn(params, rows):
-        losses = row_losses(params, rows)
-        return jnp.stack([losses.mean(), jnp.sum(losses**2) / 8, losses[1:].sum()])
+    def found(params):
+        _, linear = jax.linearize(lambda p: row_losses(p, rows), params)
+        cuts = _cuts.find(linear, (params,), lambda cut: True).cuts
+        assert {names(params)[one.leaf] for one in cuts} == cut
 
-    return losses_fn
-
-
-@pytest.mark.parametrize("name", SOME)
-@pytest.mark.usefixtures("x64", "every_cut")
-def test_every_structure(name, record_deviation):
-    params, row_losses, rows, cut = MODELS[name]()
-    losses_fn = shared_losses(row_losses)
-
-    @jax.jit
-    def compared(params, rows):
-        losses, linear = jax.linearize(lambda p: losses_fn(p, rows), params)
-        program = _cuts.find(linear, (params,), lambda cut: True)
-        found = [names(params)[one.leaf] for one in program.cuts]
-        assert set(found) == cut
-        more = {"num_terms": 3, "way": None, "shared": None, "name": ""}
-        gramian = _gramian.gramian_of(linear, (params,), losses, **more)
-        norms = _gramian.squared_norms_of(linear, (params,), losses, **more)
-        return gramian, norms, jax.jacrev(losses_fn)(params, rows)
-
-    gramian, norms, jacobian = compared(params, rows)
-    expected = flat(jacobian) @ flat(jacobian).T
-    record_deviation("gramian from activations", apart(gramian, expected))
-    assert apart(gramian, expected) < 1e-12
-    assert_close(norms, np.diag(expected), rtol=1e-12)
+    jax.eval_shape(found, params)
 
 
 @pytest.mark.parametrize("num_terms", [3, 24])

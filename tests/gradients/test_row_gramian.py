@@ -14,14 +14,11 @@ from multiterm_optax import (
     value_and_row_grads,
     value_and_weighted_grad,
 )
-from multiterm_optax.gradients import _cut_products
-from multiterm_optax.gradients._row_problem import row_problem
 from tests._asserts import assert_close, assert_message, assert_same_signature
-from tests.gradients._models import MODELS, ROWS, SOME, dense
+from tests.gradients._models import ROWS, dense
 from tests.gradients._weighted import compiled, spy
 
 OWNERS = np.array([1, 0, 1])
-FACTORS = np.array([0.2, 1.7, -0.4])
 
 
 def flat(rows):
@@ -34,62 +31,6 @@ def weighing(factors):
     return spy()._replace(
         update=lambda gramian, state, **_: (jnp.asarray(factors), gramian)
     )
-
-
-def assert_gramian(found, rows, tolerance):
-    lengths = np.linalg.norm(rows, axis=1)
-    distance = np.abs(np.asarray(found) - rows @ rows.T) / lengths / lengths[:, None]
-    assert distance.max() < tolerance
-    return distance.max()
-
-
-@pytest.mark.parametrize("name", SOME)
-@pytest.mark.usefixtures("x64")
-def test_every_structure(name, record_deviation):
-    params, row_losses, rows, _ = MODELS[name]()
-    weighted_grad = value_and_weighted_grad(
-        row_losses, weighing(FACTORS), gramian="rows"
-    )
-
-    @jax.jit
-    def compared(params, rows):
-        jacobian = jax.jacrev(row_losses)(params, rows)
-        start = weighted_grad.init(ROWS)
-        losses, grads, state = weighted_grad.update(start, params, rows)
-        problem = row_problem(row_losses, ROWS, None, "", params, rows)
-        norms = problem.squared_norms(None)
-        return losses, row_losses(params, rows), grads, state, norms, jacobian
-
-    losses, expected, grads, state, norms, jacobian = compared(params, rows)
-    assert_close(norms, np.diag(state.weighting), rtol=1e-12)
-    assert_close(losses, expected, rtol=1e-12)
-    record_deviation(
-        "gramian of rows", assert_gramian(state.weighting, flat(jacobian), 1e-10)
-    )
-    total = jax.tree.map(lambda leaf: np.tensordot(FACTORS, leaf, 1), jacobian)
-    assert_close(grads, total, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", ["attention", "convolution", "ensemble"])
-@pytest.mark.usefixtures("x64")
-def test_pairs_of_positions_or_gradients(name, monkeypatch):
-    # Which of them is taken is a matter of sizes; both are right.
-    params, row_losses, rows, _ = MODELS[name]()
-
-    @jax.jit
-    def compared(params, rows):
-        found = []
-        for pairs in (True, False):
-            decided = lambda *args, pairs=pairs: pairs  # noqa: E731
-            monkeypatch.setattr(_cut_products, "_pairs_are_cheaper", decided)
-            problem = row_problem(row_losses, ROWS, None, "", params, rows)
-            found.append((problem.gramian(None), problem.squared_norms(None)))
-        return found, jax.jacrev(row_losses)(params, rows)
-
-    found, jacobian = compared(params, rows)
-    for gramian, norms in found:
-        assert_gramian(gramian, flat(jacobian), 1e-10)
-        assert_close(norms, np.diag(gramian), rtol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
