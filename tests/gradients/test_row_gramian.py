@@ -16,14 +16,9 @@ from multiterm_optax import (
 )
 from tests._asserts import assert_close, assert_message, assert_same_signature
 from tests.gradients._models import ROWS, dense
-from tests.gradients._weighted import compiled, spy
+from tests.gradients._weighted import compiled, flat, spy
 
 OWNERS = np.array([1, 0, 1])
-
-
-def flat(rows):
-    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(rows)]
-    return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
 
 
 def weighing(factors):

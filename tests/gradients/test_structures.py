@@ -9,17 +9,13 @@ from multiterm_optax.gradients import _cut_products, _cuts, _gramian
 from multiterm_optax.gradients._row_problem import row_problem
 from tests._asserts import assert_close
 from tests.gradients._models import MODELS, ROWS, SOME, names
+from tests.gradients._weighted import flat
 
 FACTORS = np.array([0.2, 1.7, -0.4])
 
 # Whether pairs of positions or gradients are multiplied is a matter of sizes; of these
 # models both are tried, of the others what is taken.
 BOTH = {"attention", "convolution", "ensemble"}
-
-
-def flat(rows):
-    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(rows)]
-    return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
 
 
 def apart(found, rows):
