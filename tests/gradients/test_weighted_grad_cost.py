@@ -1,5 +1,7 @@
 """Weights first, then one backward pass: for less."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +38,20 @@ def abstract_state(weighted_grad, num_terms):
     return jax.eval_shape(lambda: weighted_grad.init(num_terms))
 
 
+def large():
+    """Sixteen layers and few rows: parameters outweigh activations, as in the large."""
+    x = jax.ShapeDtypeStruct((8, 160), jnp.float32)
+    return network(160, 16, abstract=True), x
+
+
+@functools.cache
+def plain_temporaries(num_terms):
+    losses_fn = column_losses(num_terms)
+    return temporaries(
+        jax.value_and_grad(lambda *args: losses_fn(*args).sum()), *large()
+    )
+
+
 @pytest.mark.parametrize(
     ("num_terms", "way"),
     [
@@ -46,22 +62,15 @@ def abstract_state(weighted_grad, num_terms):
     ],
 )
 def test_temporaries(num_terms, way):
-    # Eight layers and few rows: parameters outweigh activations, as in the large.
-    layers, x = (
-        network(160, 8, abstract=True),
-        jax.ShapeDtypeStruct((8, 160), jnp.float32),
-    )
-    losses_fn = column_losses(num_terms)
-    weighted_grad = value_and_weighted_grad(losses_fn, spy(), gramian=way)
-    plain = temporaries(
-        jax.value_and_grad(lambda *args: losses_fn(*args).sum()), layers, x
+    weighted_grad = value_and_weighted_grad(
+        column_losses(num_terms), spy(), gramian=way
     )
     state = abstract_state(weighted_grad, num_terms)
     # The cotangents of K terms at the outputs of all layers, 8 for each 160 weights.
     cotangents = num_terms * 8 / 160 if way is None else 0
     allowed = max(0.3, cotangents)
-    found = temporaries(weighted_grad.update, state, layers, x) - plain
-    assert found <= allowed
+    found = temporaries(weighted_grad.update, state, *large())
+    assert found - plain_temporaries(num_terms) <= allowed
 
 
 def test_temporaries_leaf_by_leaf():
