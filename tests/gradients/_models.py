@@ -256,12 +256,10 @@ MODELS = {
 }
 
 
-# The networks of these libraries are made of what the others hold.
+# Made of what the others hold: by default it is only asked what is cut in them.
+OF_OTHERS = ("layer_norm", "flax_linen", "flax_nnx", "equinox")
 SOME = [
-    pytest.param(
-        name,
-        marks=pytest.mark.slow if name.startswith(("flax", "equinox")) else [],
-    )
+    pytest.param(name, marks=pytest.mark.slow if name in OF_OTHERS else [])
     for name in MODELS
 ]
 

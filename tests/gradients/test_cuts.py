@@ -7,7 +7,7 @@ import pytest
 
 from multiterm_optax import mgda, value_and_weighted_grad
 from multiterm_optax.gradients import _cut_products, _cuts, _gramian
-from tests.gradients._models import MODELS, names
+from tests.gradients._models import MODELS, OF_OTHERS, names
 from tests.gradients._weighted import (
     column_losses,
     column_problem,
@@ -32,10 +32,11 @@ def every_cut(monkeypatch):
     monkeypatch.setattr(_cut_products, "worth", lambda *args, **kwargs: True)
 
 
+@pytest.mark.parametrize("name", OF_OTHERS[:-1])
 @pytest.mark.usefixtures("x64")
-def test_a_network_of_a_library_is_cut():
+def test_a_network_of_a_library_is_cut(name):
     # That the numbers are right is told by the models that it is made of.
-    params, row_losses, rows, cut = MODELS["flax_nnx"]()
+    params, row_losses, rows, cut = MODELS[name]()
 
     def found(params):
         _, linear = jax.linearize(lambda p: row_losses(p, rows), params)
@@ -47,7 +48,7 @@ def test_a_network_of_a_library_is_cut():
 
 @pytest.mark.parametrize("num_terms", [3, 24])
 def test_float32(num_terms, record_deviation):
-    layers, x, rows = column_problem(3)
+    layers, x, rows = column_problem()
     rows = rows[:num_terms]
     weighted_grad = value_and_weighted_grad(column_losses(num_terms), spy())
     state = weighted_grad.init(num_terms)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from multiterm_optax import equal, mgda, value_and_feature_grad
+from multiterm_optax import by_norm, equal, value_and_feature_grad
 from tests._asserts import (
     assert_close,
     assert_identical,
@@ -100,14 +100,16 @@ def test_several_features_of_mixed_dtypes_aux_and_keywords():
 
 def test_held_weights_and_absent_terms():
     trunk, heads, x = problem()
-    feature_grad = value_and_feature_grad(features_fn, head_losses_fn, mgda(), every=2)
+    feature_grad = value_and_feature_grad(
+        features_fn, head_losses_fn, by_norm(), every=2
+    )
     update, state = jax.jit(feature_grad.update), feature_grad.init(3)
     known = np.array([True, False, True])
     _, (along, own), first = update(state, trunk, heads, x, present=known)
     assert_same_signature(first, state)
     assert_identical(own["y"], np.zeros(6))
     assert np.asarray(first.weights)[1] == 0
-    smaller = value_and_feature_grad(features_fn, head_losses_fn, mgda())
+    smaller = value_and_feature_grad(features_fn, head_losses_fn, by_norm())
     some = {"x": heads["x"], "z": heads["z"]}
     _, (expected, _), _ = jax.jit(smaller.update)(smaller.init(2), trunk, some, x)
     assert_close(along, expected, rtol=1e-4, atol=1e-6)

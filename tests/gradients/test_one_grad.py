@@ -85,7 +85,13 @@ def test_costs_one_gradient(which):
     assert found < 0.3 * all_terms
 
 
-@pytest.mark.parametrize("weighting", [mt.mgda, mt.cagrad, mt.upgrad])
+@pytest.mark.parametrize(
+    "weighting",
+    [
+        mt.mgda,
+        *(pytest.param(w, marks=pytest.mark.slow) for w in (mt.cagrad, mt.upgrad)),
+    ],
+)
 def test_a_whole_step_costs_about_one_gradient(weighting):
     params, x = network(), batch()
     tx = mt.chain(mt.one_at_a_time(weighting(), K), optax.sgd(0.1))
@@ -107,7 +113,12 @@ def test_no_gradients_of_all_terms_are_ever_held():
     # Large parameters and a small batch. Donated, the momenta are changed in place.
     params = {"in": (256, 256), "out": (256, 256), "head": (256, K)}
     params = {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in params.items()}
-    tx = mt.chain(mt.one_at_a_time(mt.mgda(), K), optax.sgd(0.1))
+    # What a weighting makes of the gramian is small beside it.
+    weighting = mt.Weighting(
+        lambda num_terms: (),
+        lambda gramian, state, **_: (1 / (1 + jnp.diagonal(gramian)), state),
+    )
+    tx = mt.chain(mt.one_at_a_time(weighting, K), optax.sgd(0.1))
     value_and_grad = mt.value_and_one_grad(as_dict)
 
     def step(params, state, count, x):
@@ -115,7 +126,12 @@ def test_no_gradients_of_all_terms_are_ever_held():
         updates, state = tx.update(grads, state, params, present=present)
         return optax.apply_updates(params, updates), state
 
-    arguments = params, jax.eval_shape(tx.init, params), 0, jnp.ones((4, 256))
+    arguments = (
+        params,
+        jax.eval_shape(tx.init, params),
+        0,
+        jax.ShapeDtypeStruct((4, 256), jnp.float32),
+    )
     program = jax.jit(step, donate_argnums=(0, 1)).lower(*arguments).compile()
     copy = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
     # That of the one gradient, which the switch returns.

@@ -23,6 +23,7 @@ from tests._asserts import (
 )
 
 PASSES = ["unroll", "vmap", "loop"]
+LOOP = [*(pytest.param(p, marks=pytest.mark.slow) for p in PASSES[:2]), "loop"]
 TERMS = 3  # few: the unrolled passes, 2 K - 1, are compiled one by one
 # How 12 rows may fall to three terms.
 SPLITS = {
@@ -63,20 +64,17 @@ def term_losses(params, rows, row_terms, weights):
     return sums / jnp.where(owners.sum(axis=1) > 0, owners.sum(axis=1), 1)
 
 
-MOST_ROWS = 13
 of_masked_losses = jax.jit(value_and_term_grads(term_losses))
 
 
 def masked(params, rows, row_terms, weights=None):
     """Their means and gradients; rows of no term fill up what one program takes."""
-    more = MOST_ROWS - len(row_terms)
-    rows = {
-        "x": np.pad(rows["x"], [(0, more), (0, 0)]),
-        "y": np.pad(rows["y"], (0, more)),
-    }
+    more = 13 - len(row_terms)
+    x, y = np.pad(rows["x"], [(0, more), (0, 0)]), np.pad(rows["y"], (0, more))
     weights = np.ones(len(row_terms)) if weights is None else weights
     owners = np.pad(row_terms, (0, more), constant_values=-1)
-    return of_masked_losses(params, rows, owners, np.pad(weights, (0, more)))
+    weights = np.pad(weights, (0, more))
+    return of_masked_losses(params, {"x": x, "y": y}, owners, weights)
 
 
 @functools.cache
@@ -105,10 +103,11 @@ def test_equals_the_gradients_of_masked_losses(x64, passes):
 # The plan is that of all passes; a loop is compiled faster than unrolled passes.
 @pytest.mark.parametrize(
     ("count", "passes"),
-    [(1, "unroll"), (13, "loop")]
-    + [
-        pytest.param(*case, marks=pytest.mark.slow)
-        for case in [(2, "loop"), (5, "unroll")]
+    [
+        (1, "unroll"),
+        (13, "loop"),
+        pytest.param(2, "loop", marks=pytest.mark.slow),
+        pytest.param(5, "unroll", marks=pytest.mark.slow),
     ],
 )
 def test_any_number_of_rows_in_any_split(x64, count, passes):
@@ -145,14 +144,14 @@ def test_further_arguments_are_passed_on_whole(x64):
         return factors.sum() * row_losses(params, rows, power - 2)
 
     fn = value_and_row_grads(scaled, TERMS, passes="loop")
-    fn = jax.jit(fn, static_argnames="power")
-    found = fn(params, rows, row_terms, np.ones(9), power=4)
-    expected = masked(params, rows, row_terms)
-    expected = jax.tree.map(lambda leaf: 9 * np.asarray(leaf), expected)
-    assert_close(found, expected, rtol=1e-12)
+    found = jax.jit(fn, static_argnames="power")(
+        params, rows, row_terms, np.ones(9), power=4
+    )
+    whole = row_grads(passes="loop")(params, rows, row_terms)
+    assert_close(found, jax.tree.map(lambda v: 9 * np.asarray(v), whole), rtol=1e-13)
 
 
-@pytest.mark.parametrize("passes", PASSES)
+@pytest.mark.parametrize("passes", [*LOOP[1:], "unroll"])
 def test_what_is_not_finite_stays_with_its_term(passes):
     # The gradient of sqrt at 0 is infinite; 0 * inf is NaN where rows are masked.
     def losses(w, x):
@@ -173,11 +172,7 @@ def test_what_is_not_finite_stays_with_its_term(passes):
         assert_zero(rows_of(found, 0))
 
 
-# The passes are those without it, but for the last ones.
-@pytest.mark.parametrize(
-    "passes",
-    ["loop", *(pytest.param(way, marks=pytest.mark.slow) for way in PASSES[:2])],
-)
+@pytest.mark.parametrize("passes", LOOP)
 def test_capacity(x64, passes):
     params, rows = make_params(), make_rows()
     fn = row_grads(capacity=4, passes=passes)

@@ -13,9 +13,9 @@ from tests.gradients._weighted import flat
 
 FACTORS = np.array([0.2, 1.7, -0.4])
 
-# Whether pairs of positions or gradients are multiplied is a matter of sizes; of these
-# models both are tried, of the others what is taken.
-BOTH = {"attention", "convolution", "ensemble"}
+# One model for each kind of cut. Here the norms are found, too, and pairs of positions
+# are multiplied as well as gradients; else that is a matter of sizes.
+KINDS = {"attention", "convolution", "dense", "embedding", "ensemble"}
 
 
 def apart(found, rows):
@@ -42,16 +42,16 @@ def test_every_structure(name, monkeypatch, record_deviation):
         # Small models are cut, too.
         monkeypatch.setattr(_cut_products, "worth", lambda *args, **kwargs: True)
         more = {"num_terms": 2, "way": None, "shared": None, "name": ""}
-        gramian = _gramian.gramian_of(linear, (params,), losses, **more)
-        return gramian, _gramian.squared_norms_of(linear, (params,), losses, **more)
+        functions = [_gramian.gramian_of, _gramian.squared_norms_of]
+        functions = functions if name in KINDS else functions[:1]
+        return [find(linear, (params,), losses, **more) for find in functions]
 
     def of_own_rows(params, rows):
         problem = row_problem(row_losses, ROWS, None, "", params, rows)
-        found = []
-        for pairs in (True, False) if name in BOTH else (None,):
-            if pairs is not None:
-                decided = lambda *args, pairs=pairs: pairs  # noqa: E731
-                monkeypatch.setattr(_cut_products, "_pairs_are_cheaper", decided)
+        found = [] if name in KINDS else [(problem.gramian(None),)]
+        for pairs in (True, False) if name in KINDS else ():
+            decided = lambda *args, pairs=pairs: pairs  # noqa: E731
+            monkeypatch.setattr(_cut_products, "_pairs_are_cheaper", decided)
             found.append((problem.gramian(None), problem.squared_norms(None)))
         return problem.losses, problem.pullback(jnp.asarray(FACTORS)), found
 
@@ -65,13 +65,13 @@ def test_every_structure(name, monkeypatch, record_deviation):
     assert_close(losses, expected, rtol=1e-12)
     total = jax.tree.map(lambda leaf: np.tensordot(FACTORS, leaf, 1), jacobian)
     assert_close(grads, total, rtol=1e-10, atol=1e-12)
-    for gramian, norms in own:
+    for gramian, *norms in own:
         record_deviation("gramian of rows", apart(gramian, each))
         assert apart(gramian, each) < 1e-10
-        assert_close(norms, np.diag(gramian), rtol=1e-12)
+        assert_close(norms, [np.diag(gramian)] * len(norms), rtol=1e-12)
 
-    gramian, norms = shared
+    gramian, *norms = shared
     of_terms = np.stack([np.asarray(expected) / 4 @ each, each[1:].sum(0)])
     record_deviation("gramian from activations", apart(gramian, of_terms))
     assert apart(gramian, of_terms) < 1e-12
-    assert_close(norms, np.diag(gramian), rtol=1e-12)
+    assert_close(norms, [np.diag(gramian)] * len(norms), rtol=1e-12)

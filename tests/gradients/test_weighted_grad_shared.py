@@ -37,10 +37,14 @@ def heads_problem():
     return params, x, [rows[name] for name in ("h0", "h1", "h2")]
 
 
-# Each way, and each form of ``shared``.
+# The forms of ``shared`` are tried below, too, with a weighting that costs less.
 @pytest.mark.parametrize(
     ("way", "shared"),
-    [(way, "prefix") for way in WAYS] + [("leaf", "callable"), ("leaf", "full")],
+    [(way, "prefix") for way in WAYS]
+    + [
+        pytest.param("leaf", shared, marks=pytest.mark.slow)
+        for shared in ("callable", "full")
+    ],
 )
 def test_heads_receive_their_own_gradient(shared, way):
     params, x, rows = heads_problem()
