@@ -140,8 +140,13 @@ def test_losses_of_mixed_dtypes(way):
 
 @pytest.mark.parametrize(
     ("way", "num_terms"),
-    # A batch or a loop is the same program for any number of terms.
-    [("leaf", 10), ("stack", 64), ("forward", 64)],
+    [
+        ("leaf", 10),
+        ("stack", 64),
+        ("forward", 64),
+        pytest.param("stack", 10, marks=pytest.mark.slow),
+        pytest.param("forward", 10, marks=pytest.mark.slow),
+    ],
 )
 def test_gramian_in_float32_against_float64(way, num_terms):
     layers, x, rows = column_problem()
