@@ -12,11 +12,17 @@ import numpy as np
 import optax
 import pytest
 
-from multiterm_optax import adatask_adam, mgda, mtadam, reweight, value_and_term_grads
+from multiterm_optax import (
+    Weighting,
+    adatask_adam,
+    mtadam,
+    reweight,
+    value_and_term_grads,
+)
 from tests._asserts import CountedTraces, assert_single_trace
 
 LAYERS, WIDTH = 3, 256
-TERMS = [2, 4, 10]
+TERMS = [2, 10]  # What is held and moved is a line in K.
 
 
 def shapes():
@@ -87,7 +93,12 @@ def test_adatask_adam_copies_nothing(num_terms):
 @pytest.mark.parametrize("num_terms", [4, 11, 64])
 def test_the_gramian_copies_pieces_only(num_terms):
     params = shapes()
-    tx = reweight(mgda(), num_terms)
+    # What a weighting makes of the gramian is small beside it.
+    reads_only = Weighting(
+        lambda num_terms: jnp.zeros((num_terms, num_terms)),
+        lambda gramian, state, **_: (jnp.ones(num_terms), gramian),
+    )
+    tx = reweight(reads_only, num_terms)
     state = jax.eval_shape(tx.init, params)
     grads = jax.tree.map(
         lambda p: jax.ShapeDtypeStruct((num_terms, *p.shape), p.dtype), params
@@ -104,7 +115,7 @@ def test_the_gramian_copies_pieces_only(num_terms):
 @pytest.mark.parametrize("optimizer", [mtadam, adatask_adam])
 def test_a_training_step_is_traced_once(optimizer):
     tx = optimizer(1e-2, 2)
-    params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
+    params = {"w": np.ones((3, 2), np.float32), "b": np.zeros(2, np.float32)}
 
     def losses_fn(params, x):
         y = x @ params["w"] + params["b"]
@@ -117,9 +128,8 @@ def test_a_training_step_is_traced_once(optimizer):
 
     counted = CountedTraces(step)
     jitted = jax.jit(lambda *args: counted(*args), donate_argnums=(0, 1))
-    state = tx.init(params)
-    for seed in range(10):
-        x = jax.random.normal(jax.random.key(seed), (4, 3))
+    params, state = jax.device_put(params), jax.jit(tx.init)(params)
+    for x in np.random.default_rng(0).normal(size=(10, 4, 3)).astype(np.float32):
         params, state, losses = jitted(params, state, x)
     assert_single_trace(counted)
     assert np.isfinite(losses["fit"])

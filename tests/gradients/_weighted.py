@@ -122,6 +122,23 @@ def column_losses(num_terms):
     )
 
 
+@functools.cache
+def column_problem():
+    """The network's parameters, a batch, and the gradients of 64 columns in float64."""
+    layers = network(64, 3)
+    x = np.random.default_rng(1).normal(size=(16, 64)).astype(np.float32)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: leaf.astype(np.float64), (layers, x))
+        rows = jax.jit(jax.jacrev(column_losses(64)))(*wide)
+    return layers, x, flat(rows)
+
+
+def flat(rows):
+    """The gradients [K, *p] as one matrix [K, P]."""
+    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(rows)]
+    return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
+
+
 def compiled(function, *args):
     return jax.jit(function).lower(*args).compile()
 

@@ -7,21 +7,17 @@ import pytest
 
 from multiterm_optax import mgda, value_and_weighted_grad
 from multiterm_optax.gradients import _cut_products, _cuts, _gramian
-from tests._asserts import assert_close
-from tests.gradients._models import MODELS, SOME, names
+from tests.gradients._models import MODELS, OF_OTHERS, names
 from tests.gradients._weighted import (
     column_losses,
+    column_problem,
+    flat,
     flops,
     head_losses,
     make_heads,
     network,
     spy,
 )
-
-
-def flat(rows):
-    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(rows)]
-    return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
 
 
 def apart(found, expected):
@@ -36,51 +32,28 @@ def every_cut(monkeypatch):
     monkeypatch.setattr(_cut_products, "worth", lambda *args, **kwargs: True)
 
 
-def shared_losses(row_losses):
-    """Two terms that share all rows, and one that takes two of them."""
-
-    def losses_fn(params, rows):
-        losses = row_losses(params, rows)
-        return jnp.stack([losses.mean(), jnp.sum(losses**2) / 8, losses[1:].sum()])
-
-    return losses_fn
-
-
-@pytest.mark.parametrize("name", SOME)
-@pytest.mark.usefixtures("x64", "every_cut")
-def test_every_structure(name, record_deviation):
+@pytest.mark.parametrize("name", OF_OTHERS[:-1])
+@pytest.mark.usefixtures("x64")
+def test_a_network_of_a_library_is_cut(name):
+    # That the numbers are right is told by the models that it is made of.
     params, row_losses, rows, cut = MODELS[name]()
-    losses_fn = shared_losses(row_losses)
 
-    @jax.jit
-    def compared(params, rows):
-        losses, linear = jax.linearize(lambda p: losses_fn(p, rows), params)
-        program = _cuts.find(linear, (params,), lambda cut: True)
-        found = [names(params)[one.leaf] for one in program.cuts]
-        assert set(found) == cut
-        more = {"num_terms": 3, "way": None, "shared": None, "name": ""}
-        gramian = _gramian.gramian_of(linear, (params,), losses, **more)
-        norms = _gramian.squared_norms_of(linear, (params,), losses, **more)
-        return gramian, norms, jax.jacrev(losses_fn)(params, rows)
+    def found(params):
+        _, linear = jax.linearize(lambda p: row_losses(p, rows), params)
+        cuts = _cuts.find(linear, (params,), lambda cut: True).cuts
+        assert {names(params)[one.leaf] for one in cuts} == cut
 
-    gramian, norms, jacobian = compared(params, rows)
-    expected = flat(jacobian) @ flat(jacobian).T
-    record_deviation("gramian from activations", apart(gramian, expected))
-    assert apart(gramian, expected) < 1e-12
-    assert_close(norms, np.diag(expected), rtol=1e-12)
+    jax.eval_shape(found, params)
 
 
 @pytest.mark.parametrize("num_terms", [3, 24])
 def test_float32(num_terms, record_deviation):
-    layers, x = network(64, 3), np.random.default_rng(1).normal(size=(16, 64))
-    x, losses_fn = x.astype(np.float32), column_losses(num_terms)
-    weighted_grad = value_and_weighted_grad(losses_fn, spy())
+    layers, x, rows = column_problem()
+    rows = rows[:num_terms]
+    weighted_grad = value_and_weighted_grad(column_losses(num_terms), spy())
     state = weighted_grad.init(num_terms)
     update = jax.jit(weighted_grad.update)
     found = np.asarray(update(state, layers, x)[2].weighting)
-    with jax.enable_x64(True):
-        wide = jax.tree.map(lambda leaf: leaf.astype(np.float64), (layers, x))
-        rows = flat(jax.jit(jax.jacrev(losses_fn))(*wide))
     record_deviation("the same in float32", apart(found, rows @ rows.T))
     assert apart(found, rows @ rows.T) < 2e-6
     np.testing.assert_array_equal(found, found.T)
@@ -162,13 +135,19 @@ def test_no_product_for_gradients():
 def test_few_rows_are_needed():
     # With as many rows as the layers are wide the gradients are as cheap.
     def cuts(rows):
-        layers, x = network(64, 2), jnp.ones((rows, 64))
-        _, linear = jax.linearize(lambda p: column_losses(4)(p, x), layers)
-        worth = _gramian._worth(None, 4, norms=False)
-        return len(_cuts.find(linear, (layers,), worth).cuts)
+        found = []
 
-    assert cuts(8) == 2
-    assert cuts(512) == 0
+        def record(layers, x):
+            _, linear = jax.linearize(lambda p: column_losses(4)(p, x), layers)
+            worth = _gramian._worth(None, 4, norms=False)
+            found.append(len(_cuts.find(linear, (layers,), worth).cuts))
+
+        x = jax.ShapeDtypeStruct((rows, 64), jnp.float32)
+        jax.eval_shape(record, network(64, 2), x)
+        return found
+
+    assert cuts(8) == [2]
+    assert cuts(512) == [0]
 
 
 def test_a_way_that_is_asked_for_is_taken():

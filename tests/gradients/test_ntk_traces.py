@@ -28,18 +28,24 @@ def residuals_fn(params, x, *, scale=1.0):
     }
 
 
+JACOBIANS = jax.jit(jax.jacrev(residuals_fn))
+
+
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_are_the_mean_squares_of_the_jacobians_rows(batch_size, record_deviation):
     params = parameters()
-    x = jnp.asarray(np.random.default_rng(1).normal(size=(7, 2)))
+    x = np.random.default_rng(1).normal(size=(7, 2))
     traces = jax.jit(ntk_traces(residuals_fn, batch_size=batch_size))
-    found = traces(params, x, scale=3.0)
-    jacobians = jax.jit(jax.jacrev(lambda p: residuals_fn(p, x, scale=3.0)))(params)
+    found = np.asarray(traces(params, x, scale=3.0))
+    jacobians = JACOBIANS(params, x, scale=3.0)
     sizes = {"equation": 7, "slopes": 6, "start": 1}
     flat = [
         np.concatenate(
-            [np.reshape(leaf, (sizes[name], -1)) for leaf in jacobians[name].values()],
+            [
+                np.asarray(leaf).reshape(sizes[name], -1)
+                for leaf in jacobians[name].values()
+            ],
             axis=1,
         )
         for name in sizes
@@ -51,7 +57,7 @@ def test_are_the_mean_squares_of_the_jacobians_rows(batch_size, record_deviation
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_squares_are_summed_in_float32(dtype):
-    params = jnp.full(3, 2.0, dtype)
+    params = np.full(3, 2.0, jnp.dtype(dtype))
     found = jax.jit(ntk_traces(lambda w: [300 * w[:1] * w[1], w[2]]))(params)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, [2 * 600.0**2, 1.0], rtol=1e-2)

@@ -18,7 +18,7 @@ def network():
     rng = np.random.default_rng(0)
     shapes = {"in": (WIDTH, WIDTH), "out": (WIDTH, WIDTH), "head": (WIDTH, K)}
     return {
-        name: jnp.asarray(0.1 * rng.normal(size=shape), jnp.float32)
+        name: np.asarray(0.1 * rng.normal(size=shape), np.float32)
         for name, shape in shapes.items()
     }
 
@@ -47,22 +47,25 @@ FUNCTIONS = {"dict": as_dict, "array": as_array, "one pass": from_one_pass}
 
 
 def batch():
-    return jnp.asarray(np.random.default_rng(1).normal(size=(ROWS, WIDTH)), jnp.float32)
+    return np.random.default_rng(1).normal(size=(ROWS, WIDTH)).astype(np.float32)
 
 
 @pytest.mark.parametrize("which", FUNCTIONS)
 def test_is_the_row_of_all_gradients(which):
     losses_fn, params, x = FUNCTIONS[which], network(), batch()
-    losses, grads = jax.jit(mt.value_and_term_grads(losses_fn))(params, x)
+    # What the terms are in is no matter of the values.
+    of_terms = from_one_pass if which == "one pass" else as_array
+    losses, grads = jax.jit(mt.value_and_term_grads(of_terms))(params, x)
     counted = CountedTraces(mt.value_and_one_grad(losses_fn))
     value_and_grad = jax.jit(counted)
     for step in (0, 3, 6):
         found_losses, found, present = value_and_grad(step, params, x)
         term = step % K
         np.testing.assert_array_equal(present, np.arange(K) == term)
-        assert jax.tree.structure(found_losses) == jax.tree.structure(losses)
+        shapes = jax.eval_shape(losses_fn, params, x)
+        assert jax.tree.structure(found_losses) == jax.tree.structure(shapes)
         values = np.ravel(jax.tree.leaves(found_losses))
-        expected = np.ravel(jax.tree.leaves(losses)) * np.asarray(present)
+        expected = np.asarray(losses) * np.asarray(present)
         np.testing.assert_allclose(values, expected, rtol=1e-5)
         for name, leaf in found.items():
             wanted = np.zeros(leaf.shape)
@@ -82,7 +85,13 @@ def test_costs_one_gradient(which):
     assert found < 0.3 * all_terms
 
 
-@pytest.mark.parametrize("weighting", [mt.mgda, mt.cagrad, mt.upgrad])
+@pytest.mark.parametrize(
+    "weighting",
+    [
+        mt.mgda,
+        *(pytest.param(w, marks=pytest.mark.slow) for w in (mt.cagrad, mt.upgrad)),
+    ],
+)
 def test_a_whole_step_costs_about_one_gradient(weighting):
     params, x = network(), batch()
     tx = mt.chain(mt.one_at_a_time(weighting(), K), optax.sgd(0.1))
@@ -95,7 +104,8 @@ def test_a_whole_step_costs_about_one_gradient(weighting):
 
     one = flops(jax.value_and_grad(lambda p, x: one_loss(p, x, 1)), params, x)
     # What the momenta and their products cost does not grow with the batch.
-    assert flops(step, 0, params, tx.init(params), x) <= 1.1 * one
+    state = jax.eval_shape(tx.init, params)
+    assert flops(step, 0, params, state, x) <= 1.1 * one
 
 
 @pytest.mark.usefixtures("full_compilation")
@@ -103,7 +113,12 @@ def test_no_gradients_of_all_terms_are_ever_held():
     # Large parameters and a small batch. Donated, the momenta are changed in place.
     params = {"in": (256, 256), "out": (256, 256), "head": (256, K)}
     params = {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in params.items()}
-    tx = mt.chain(mt.one_at_a_time(mt.mgda(), K), optax.sgd(0.1))
+    # What a weighting makes of the gramian is small beside it.
+    weighting = mt.Weighting(
+        lambda num_terms: (),
+        lambda gramian, state, **_: (1 / (1 + jnp.diagonal(gramian)), state),
+    )
+    tx = mt.chain(mt.one_at_a_time(weighting, K), optax.sgd(0.1))
     value_and_grad = mt.value_and_one_grad(as_dict)
 
     def step(params, state, count, x):
@@ -111,7 +126,12 @@ def test_no_gradients_of_all_terms_are_ever_held():
         updates, state = tx.update(grads, state, params, present=present)
         return optax.apply_updates(params, updates), state
 
-    arguments = params, jax.eval_shape(tx.init, params), 0, jnp.ones((4, 256))
+    arguments = (
+        params,
+        jax.eval_shape(tx.init, params),
+        0,
+        jax.ShapeDtypeStruct((4, 256), jnp.float32),
+    )
     program = jax.jit(step, donate_argnums=(0, 1)).lower(*arguments).compile()
     copy = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
     # That of the one gradient, which the switch returns.
@@ -122,9 +142,9 @@ def test_parameters_that_the_term_does_not_touch_have_no_gradient():
     def losses_fn(params):
         return {"a": params["a"] ** 2, "b": params["b"] ** 2}
 
-    params = {"a": jnp.array(3.0), "b": jnp.array(5.0)}
-    _, grads, _ = mt.value_and_one_grad(losses_fn)(1, params)
-    assert_identical(grads, {"a": jnp.zeros(2), "b": jnp.array([0.0, 10.0])})
+    params = {"a": np.float32(3), "b": np.float32(5)}
+    _, grads, _ = jax.jit(mt.value_and_one_grad(losses_fn))(1, params)
+    assert_identical(grads, {"a": np.zeros(2), "b": np.array([0.0, 10.0])})
 
 
 def test_aux_and_several_arguments():
@@ -132,7 +152,7 @@ def test_aux_and_several_arguments():
         return jnp.stack([scale * w * v, w - v]), {"sum": w + v}
 
     fn = mt.value_and_one_grad(losses_fn, argnums=(0, 1), has_aux=True)
-    (losses, aux), grads, present = fn(2, jnp.array(2.0), jnp.array(3.0), scale=10.0)
+    (losses, aux), grads, present = jax.jit(fn)(2, 2.0, 3.0, scale=10.0)
     assert losses.tolist() == [60.0, 0.0]
     assert aux["sum"] == 5.0
     assert [g.tolist() for g in grads] == [[30.0, 0.0], [20.0, 0.0]]
@@ -140,7 +160,7 @@ def test_aux_and_several_arguments():
 
 
 def test_one_term_needs_no_switch():
-    _, grads, present = mt.value_and_one_grad(lambda w: [w**2])(7, jnp.array(3.0))
+    _, grads, present = jax.jit(mt.value_and_one_grad(lambda w: [w**2]))(7, 3.0)
     assert grads.tolist() == [6.0]
     assert present.tolist() == [True]
 
@@ -149,7 +169,8 @@ def test_half_precision_and_losses_of_two_dtypes():
     def losses_fn(w):
         return {"a": jnp.sum(w), "b": jnp.sum(w.astype(jnp.float32))}
 
-    losses, grads, _ = mt.value_and_one_grad(losses_fn)(1, jnp.ones(2, jnp.bfloat16))
+    value_and_grad = jax.jit(mt.value_and_one_grad(losses_fn))
+    losses, grads, _ = value_and_grad(1, np.ones(2, jnp.bfloat16))
     assert losses["a"].dtype == grads.dtype == jnp.bfloat16
     assert losses["b"].dtype == jnp.float32
     assert grads.tolist() == [[0.0, 0.0], [1.0, 1.0]]
@@ -158,26 +179,25 @@ def test_half_precision_and_losses_of_two_dtypes():
 @pytest.mark.parametrize("shares", [[1, 1, 1], [6, 3, 1], [0.9, 0.0, 0.1], [0, 2, 0]])
 def test_shares(shares):
     fn = mt.value_and_one_grad(lambda w: jnp.stack([w, w, w]), shares=shares)
-    steps = jnp.arange(3000, dtype=jnp.int32)
-    chosen = jax.jit(jax.vmap(lambda step: fn(step, jnp.array(1.0))[2]))(steps)
+    steps = np.arange(3000, dtype=np.int32)
+    choose = jax.jit(jax.vmap(lambda step: fn(step, jnp.float32(1))[2]))
+    chosen = choose(steps)
     wanted = np.array(shares) / np.sum(shares)
     counts = np.cumsum(np.asarray(chosen), axis=0)
     # As evenly as it can be: never far from the share, early or late.
     behind = np.abs(counts - wanted * np.arange(1, 3001)[:, None])
     assert np.max(behind) < 4
     assert counts[-1].sum() == 3000
-    late = jax.jit(jax.vmap(lambda step: fn(step, jnp.array(1.0))[2]))(
-        2**31 - 1 - steps
-    )
+    late = np.asarray(choose(2**31 - 1 - steps))
     np.testing.assert_allclose(np.mean(late, axis=0), wanted, atol=2e-3)
 
 
 def test_shares_may_be_traced():
     def one(shares):
         fn = mt.value_and_one_grad(lambda w: jnp.stack([w, w]), shares=shares)
-        return fn(5, jnp.array(1.0))[2]
+        return fn(5, jnp.float32(1))[2]
 
-    assert jax.jit(one)(jnp.array([0.0, 1.0])).tolist() == [False, True]
+    assert jax.jit(one)(np.float32([0, 1])).tolist() == [False, True]
 
 
 BAD = {

@@ -58,12 +58,13 @@ def test_at_every_scale(scale):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_residual_that_is_not_finite_counts_as_zero(value):
     attention = residual_attention()
-    weights, _ = attention.update(jnp.array([1.0, value, -2.0]), attention.init(3))
+    update = jax.jit(attention.update)
+    weights, _ = update(np.float32([1.0, value, -2.0]), attention.init(3))
     np.testing.assert_allclose(weights, [0.005, 0, 0.01], rtol=1e-6)
 
 
 def test_inside_the_losses_the_weights_are_constants():
-    attention, x = residual_attention(), jnp.array([1.0, -2.0, 0.5])
+    attention, x = residual_attention(), np.float32([1.0, -2.0, 0.5])
 
     def losses_fn(w, state):
         residual = w * x
@@ -71,7 +72,8 @@ def test_inside_the_losses_the_weights_are_constants():
         return [jnp.mean((weights * residual) ** 2), w**2], state
 
     start = attention.init(3)
-    (_, state), grads = value_and_term_grads(losses_fn, has_aux=True)(2.0, start)
+    of_terms = jax.jit(value_and_term_grads(losses_fn, has_aux=True))
+    (_, state), grads = of_terms(2.0, start)
     weights = 0.01 * np.abs(x) / 2
     np.testing.assert_allclose(state.weights, weights, rtol=1e-6)
     expected = [np.mean(2 * weights**2 * 2 * np.square(x)), 4.0]

@@ -21,6 +21,11 @@ from tests._asserts import (
 )
 
 PASSES = ["unroll", "vmap", "loop"]
+# What stands before the passes is the same for all of them.
+ONE_OF_THE_PASSES = [
+    pytest.param(passes, marks=pytest.mark.slow if passes != "unroll" else [])
+    for passes in PASSES
+]
 
 
 def make_params(dtype=np.float64):
@@ -48,19 +53,9 @@ SEPARATE = [fit, size, pull]
 WEIGHTS = np.array([1.0, -2.0, 0.5])
 
 
-def separately(losses, params, *args):
-    """Losses and gradients by K calls of jax.value_and_grad, stacked."""
-
-    @jax.jit
-    def all_of_them(*args):
-        return [jax.value_and_grad(f)(*args) for f in losses]
-
-    return stacked(all_of_them(params, *args))
-
-
 @functools.cache
 def compiled_for_the_three(sines):
-    """Of the three losses, or of their sines: many tests need no other."""
+    """K calls of jax.value_and_grad, for the three losses or their sines."""
     losses = [lambda p, x, f=f: jnp.sin(f(p, x)) for f in SEPARATE]
     losses = losses if sines else SEPARATE
     return jax.jit(lambda *args: [jax.value_and_grad(f)(*args) for f in losses])
@@ -120,7 +115,7 @@ def expected_for(factors, params, x):
     scaled = jax.tree.map(
         lambda g: g * factors.reshape(-1, *(1,) * (g.ndim - 1)), grads
     )
-    return [f * v for f, v in zip(factors, values, strict=True)], scaled
+    return [f * np.asarray(v) for f, v in zip(factors, values, strict=True)], scaled
 
 
 @pytest.fixture
@@ -128,15 +123,26 @@ def x():
     return np.random.default_rng(1).normal(size=(4, 3))
 
 
-@pytest.mark.parametrize(
-    ("returns", "passes"),
-    [(returns, None) for returns in RETURNS]
-    + [(returns, passes) for returns in ("dict", "stack") for passes in PASSES],
-)
+CASES = [(returns, None) for returns in RETURNS]
+CASES += [(returns, passes) for returns in ("dict", "stack") for passes in PASSES]
+
+
+@jax.jit
+def found_in_every_case(params, x):
+    """One program: what the cases have in common is compiled once."""
+    return {
+        (returns, str(passes)): value_and_term_grads(
+            RETURNS[returns][0], passes=passes
+        )(params, x)
+        for returns, passes in CASES
+    }
+
+
+@pytest.mark.parametrize(("returns", "passes"), CASES)
 def test_equals_separate_gradients(x64, x, returns, passes):
     losses_fn, factors = RETURNS[returns]
     params = make_params()
-    losses, grads = jax.jit(value_and_term_grads(losses_fn, passes=passes))(params, x)
+    losses, grads = found_in_every_case(params, x)[returns, str(passes)]
     values, expected = expected_for(factors, params, x)
     assert_same_structure(losses, jax.eval_shape(losses_fn, params, x))
     found = np.stack(jax.tree.leaves(losses)).reshape(-1)
@@ -151,7 +157,8 @@ def test_dict_terms_come_in_the_order_of_the_leaves(x64, x):
         value_and_term_grads(lambda p, x: {"z": fit(p, x), "a": size(p, x)})
     )(params, x)
     assert set(losses) == {"z", "a"}
-    _, expected = separately([size, fit], params, x)
+    _, rows = stacked(compiled_for_the_three(sines=False)(params, x))
+    expected = jax.tree.map(lambda g: g[[1, 0]], rows)
     assert_close(grads, expected, rtol=1e-13)
 
 
@@ -190,11 +197,11 @@ def test_beyond_sixteen_terms(x64, terms):
         return {f"{i:02d}": (i + 1) ** 0.5 * jnp.sum(jnp.sin(w)) for i in range(terms)}
 
     expected = np.sqrt(powers)[:, None] * np.cos(w)
-    assert_close(jax.jit(term_grads(as_array))(w), expected, rtol=1e-13)
-    assert_close(jax.jit(term_grads(as_dict))(w), expected, rtol=1e-13)
+    both = jax.jit(lambda w: (term_grads(as_array)(w), term_grads(as_dict)(w)))
+    assert_close(both(w), (expected, expected), rtol=1e-13)
 
 
-@pytest.mark.parametrize("passes", PASSES)
+@pytest.mark.parametrize("passes", ONE_OF_THE_PASSES)
 def test_argnums(x64, passes):
     def losses_fn(u, v, w):
         return jnp.stack([jnp.sum(u * v) * w, jnp.sum(v**3) - w])
@@ -220,7 +227,7 @@ def test_argnums(x64, passes):
         assert_close(found, expected, rtol=1e-13)
 
 
-@pytest.mark.parametrize("passes", PASSES)
+@pytest.mark.parametrize("passes", ONE_OF_THE_PASSES)
 def test_aux_and_keyword_arguments(x64, x, passes):
     def losses_fn(p, x, *, power, flag):
         assert flag is True
@@ -242,7 +249,9 @@ def test_aux_and_keyword_arguments(x64, x, passes):
 
     params = make_params()
     grads, hidden, only, other = compared(params, x)
-    _, expected = separately([fit, lambda p, x: size(p, x) ** 2], params, x)
+    values, rows = stacked(compiled_for_the_three(sines=False)(params, x))
+    square = 2 * np.asarray(values[1])
+    expected = jax.tree.map(lambda g: np.stack([g[0], square * g[1]]), rows)
     assert_close(grads, expected, rtol=1e-13)
     assert_identical(hidden, x * 2)
     assert_identical(only, grads)
@@ -270,9 +279,8 @@ def test_gradients_keep_the_dtype_of_the_parameters(passes, dtype):
     losses, grads = fn(params, batch)
     assert losses.dtype == jnp.float32
     assert_term_shapes(grads, params, 3)
-    _, expected = separately(
-        [lambda p, x, i=i: losses_fn(p, x)[i] for i in range(3)], params, batch
-    )
+    wide = jax.tree.map(lambda v: v.astype(np.float32), params)
+    _, expected = stacked(compiled_for_the_three(sines=False)(wide, batch))
     assert_close(grads, expected, rtol=2 * float(jnp.finfo(dtype).eps))
 
 
@@ -310,53 +318,62 @@ BODIES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("body", "passes"),
-    [(body, None) for body in BODIES]
-    + [("custom_vjp", "vmap"), ("cond", "vmap"), ("scan", "vmap"), ("scan", "loop")],
-)
-def test_control_flow_and_custom_derivatives(x64, passes, body):
-    w = np.array([0.4, -1.2, 2.0])
+BODY_CASES = [(body, None) for body in BODIES]
+BODY_CASES += [("custom_vjp", "vmap"), ("cond", "vmap"), ("scan", "vmap")]
+BODY_CASES += [("scan", "loop")]
+
+
+@jax.jit
+def found_for_every_body(w):
+    """Gradients of two terms, in a list and in an array, and those of jax.grad."""
 
     def other(v):
         return jnp.sum(jnp.cos(v))
 
-    terms = [BODIES[body], other]
+    def found(body, passes, form):
+        losses_fn = lambda v: form([BODIES[body](v), other(v)])  # noqa: E731
+        return term_grads(losses_fn, passes=passes)(w)
 
-    @jax.jit
-    def compared(w):
-        found = [
-            term_grads(lambda v, form=form: form([f(v) for f in terms]), passes=passes)
-            for form in (list, jnp.stack)
-        ]
-        return [fn(w) for fn in found], [jax.grad(f)(w) for f in terms]
-
-    (of_list, of_stack), expected = compared(w)
-    assert_close(of_list, np.stack(expected), rtol=1e-13)
-    assert_close(of_stack, np.stack(expected), rtol=1e-13)
-
-
-@pytest.mark.parametrize("passes", PASSES)
-@pytest.mark.parametrize("stacked", [False, True])
-def test_term_without_parameters_has_zero_gradient(passes, stacked):
-    def losses_fn(w, x):
-        terms = [jnp.sum(w**2), jnp.sum(x), jnp.asarray(3.0)]
-        return jnp.stack(terms) if stacked else terms
-
-    w = np.arange(3, dtype=np.float32)
-    fn = term_grads(losses_fn, passes=passes)
-    for run in (fn, jax.jit(fn)):
-        grads = np.asarray(run(w, np.ones(2, np.float32)))
-        assert_identical(grads[0], 2 * w)
-        assert_zero(grads[1:])
+    alone = {body: jax.grad(function)(w) for body, function in BODIES.items()}
+    return (
+        alone,
+        jax.grad(other)(w),
+        {
+            (body, str(passes)): [
+                found(body, passes, list),
+                found(body, passes, jnp.stack),
+            ]
+            for body, passes in BODY_CASES
+        },
+    )
 
 
-@pytest.mark.parametrize("passes", PASSES)
-def test_no_term_touches_the_parameters(passes):
-    fn = term_grads(lambda w: [jnp.asarray(1.0), jnp.asarray(2.0)], passes=passes)
-    grads = jax.jit(fn)(np.ones(3, np.float32))
-    assert grads.shape == (2, 3)
-    assert_zero(grads)
+@pytest.mark.parametrize(("body", "passes"), BODY_CASES)
+def test_control_flow_and_custom_derivatives(x64, passes, body):
+    alone, other, found = found_for_every_body(np.array([0.4, -1.2, 2.0]))
+    expected = np.stack([alone[body], other])
+    assert_close(found[body, str(passes)], [expected, expected], rtol=1e-13)
+
+
+def test_term_without_parameters_has_zero_gradient():
+    def found(passes, form):
+        losses_fn = lambda w, x: form([jnp.sum(w**2), jnp.sum(x), jnp.asarray(3.0)])  # noqa: E731
+        return term_grads(losses_fn, passes=passes)
+
+    every = [found(*case) for case in itertools.product(PASSES, (list, jnp.stack))]
+    args = w, _ = np.arange(3, dtype=np.float32), np.ones(2, np.float32)
+    outside_jit = every[0](*args)
+    for grads in [outside_jit, *jax.jit(lambda *a: [fn(*a) for fn in every])(*args)]:
+        assert_identical(np.asarray(grads)[0], 2 * w)
+        assert_zero(np.asarray(grads)[1:])
+
+
+def test_no_term_touches_the_parameters():
+    losses_fn = lambda w: [jnp.asarray(1.0), jnp.asarray(2.0)]  # noqa: E731
+    every = [term_grads(losses_fn, passes=passes) for passes in PASSES]
+    for grads in jax.jit(lambda w: [fn(w) for fn in every])(np.ones(3, np.float32)):
+        assert grads.shape == (2, 3)
+        assert_zero(grads)
 
 
 @pytest.mark.parametrize("passes", PASSES)
@@ -366,14 +383,21 @@ def test_vmap_over_a_batch(x64, passes):
 
     w, xs = np.arange(1.0, 4.0), np.arange(6.0).reshape(2, 3)
     fn = value_and_term_grads(losses_fn, passes=passes)
-    found = jax.jit(jax.vmap(fn, in_axes=(None, 0)))(w, xs)
-    assert found[1].shape == (2, 2, 3)
-    one_by_one = [jax.jit(fn)(w, x) for x in xs]
-    assert_close(found, jax.tree.map(lambda *v: np.stack(v), *one_by_one), rtol=1e-13)
+    losses, grads = jax.jit(jax.vmap(fn, in_axes=(None, 0)))(w, xs)
+    products = xs @ w
+    assert_close(losses, {"a": products**2, "b": np.full(2, np.sum(w**3))}, rtol=1e-13)
+    expected = [[2 * y * x, 3 * w**2] for x, y in zip(xs, products, strict=True)]
+    assert_close(grads, np.array(expected), rtol=1e-13)
 
 
-@pytest.mark.parametrize("passes", PASSES)
-@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize(
+    ("stacked", "passes"),
+    [(False, "unroll"), (True, "unroll"), (True, "vmap"), (False, "loop")]
+    + [
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in [(False, "vmap"), (True, "loop")]
+    ],
+)
 def test_second_derivatives(x64, passes, stacked):
     def losses_fn(w):
         terms = [jnp.sum(jnp.sin(w) ** 2), jnp.prod(w)]

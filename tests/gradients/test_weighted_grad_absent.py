@@ -65,9 +65,10 @@ def absent_run(weighting, masks, **options):
     ("name", "way"),
     [
         ("mgda", "leaf"),
-        ("mgda", "forward"),
-        ("pcgrad", None),
+        ("pcgrad", "forward"),
         ("dwa", None),
+        pytest.param("pcgrad", None, marks=pytest.mark.slow),
+        pytest.param("mgda", "forward", marks=pytest.mark.slow),
         pytest.param("mgda", "stack", marks=pytest.mark.slow),
         pytest.param("equal", None, marks=pytest.mark.slow),
     ],

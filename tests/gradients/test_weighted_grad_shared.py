@@ -32,17 +32,20 @@ from tests.gradients._weighted import (
 def heads_problem():
     """Parameters, a batch, and the gradient of each term by a call of jax.grad."""
     params = make_heads()
-    x = jnp.asarray(np.random.default_rng(1).normal(size=(16, 24)), jnp.float32)
-    return params, x, [head_grad(params, x, name) for name in ("h0", "h1", "h2")]
+    x = np.random.default_rng(1).normal(size=(16, 24)).astype(np.float32)
+    rows = jax.jit(jax.jacrev(head_losses))(params, x)
+    return params, x, [rows[name] for name in ("h0", "h1", "h2")]
 
 
-@functools.partial(jax.jit, static_argnames="name")
-def head_grad(params, x, name):
-    return jax.grad(lambda p: head_losses(p, x)[name])(params)
-
-
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("shared", SHARED)
+# The forms of ``shared`` are tried below, too, with a weighting that costs less.
+@pytest.mark.parametrize(
+    ("way", "shared"),
+    [(way, "prefix") for way in WAYS]
+    + [
+        pytest.param("leaf", shared, marks=pytest.mark.slow)
+        for shared in ("callable", "full")
+    ],
+)
 def test_heads_receive_their_own_gradient(shared, way):
     params, x, rows = heads_problem()
     weighted_grad = value_and_weighted_grad(
@@ -69,10 +72,10 @@ def test_weights_that_need_no_gramian_leave_the_heads_alone(shared):
 
 
 def test_heads_cost_no_second_pass_through_the_trunk():
-    params, x = make_heads(), jnp.ones((16, 24))
+    params, x = make_heads(), np.ones((16, 24), np.float32)
     trunk = {"trunk": True, "heads": False}
-    split = value_and_weighted_grad(head_losses, constant(jnp.ones(3)), shared=trunk)
-    whole = value_and_weighted_grad(head_losses, constant(jnp.ones(3)))
+    split = value_and_weighted_grad(head_losses, constant(np.ones(3)), shared=trunk)
+    whole = value_and_weighted_grad(head_losses, constant(np.ones(3)))
     found = flops(split.update, split.init(3), params, x)
     plain = flops(whole.update, whole.init(3), params, x)
 
@@ -81,7 +84,7 @@ def test_heads_cost_no_second_pass_through_the_trunk():
         losses = {k: jnp.mean((hidden @ h - 1) ** 2) for k, h in heads.items()}
         return sum(losses.values())
 
-    heads = flops(jax.grad(of_heads), params["heads"], jnp.ones((16, 24)))
+    heads = flops(jax.grad(of_heads), params["heads"], x)
     assert found - plain <= heads
     assert found <= 1.05 * plain
 
@@ -90,19 +93,19 @@ def test_shared_with_several_arguments():
     def losses_fn(u, x, v):
         return jnp.stack([jnp.sum(u * x) * v[0], jnp.sum(u**2) + v[1] ** 2])
 
-    u, x, v = jnp.array([1.0, 2.0]), jnp.array([3.0, 1.0]), jnp.array([2.0, 3.0])
+    u, x, v = np.float32([1, 2]), np.float32([3, 1]), np.float32([2, 3])
     weighted_grad = value_and_weighted_grad(
         losses_fn, constant([2.0, 3.0]), argnums=(2, 0), shared=(False, True)
     )
-    _, (dv, du), _ = weighted_grad.update(weighted_grad.init(2), u, x, v)
+    update = jax.jit(weighted_grad.update)
+    _, (dv, du), _ = update(weighted_grad.init(2), u, x, v)
     assert_close(du, 2 * 2 * x + 3 * 2 * u, rtol=1e-6)
-    assert_close(dv, jnp.array([5.0, 6.0]), rtol=1e-6)
+    assert_close(dv, np.array([5.0, 6.0]), rtol=1e-6)
 
 
 def test_weights_from_the_shared_features():
     # MGDA's upper bound: the gramian of the features' gradients.
-    params = make_heads()
-    x = jnp.asarray(np.random.default_rng(1).normal(size=(16, 24)), jnp.float32)
+    params, x, each = heads_problem()
 
     def losses_of(features, heads):
         return {k: jnp.mean((features @ h - 1) ** 2) for k, h in heads.items()}
@@ -110,14 +113,18 @@ def test_weights_from_the_shared_features():
     weighted_grad = value_and_weighted_grad(
         losses_of, spy(), argnums=(0, 1), shared=(True, False)
     )
-    features, pull_back = jax.vjp(lambda trunk: forward(trunk, x), params["trunk"])
-    _, (along, _), state = weighted_grad.update(
-        weighted_grad.init(3), features, params["heads"]
-    )
-    rows = [
-        jax.grad(lambda z, n=n: losses_of(z, params["heads"])[n])(features)
-        for n in ("h0", "h1", "h2")
-    ]
-    assert_close(state.weighting, dots(rows), rtol=1e-6)
-    total = jax.grad(lambda p: sum(head_losses(p, x).values()))(params)
-    assert_close(pull_back(along)[0], total["trunk"], rtol=1e-5)
+
+    @jax.jit
+    def compared(params, x):
+        features, pull_back = jax.vjp(lambda p: forward(p, x), params["trunk"])
+        heads = params["heads"]
+        _, (along, _), state = weighted_grad.update(
+            weighted_grad.init(3), features, heads
+        )
+        rows = jax.jacrev(losses_of)(features, heads)
+        return state.weighting, list(rows.values()), pull_back(along)[0]
+
+    gramian, rows, along = compared(params, x)
+    assert_close(gramian, dots(rows), rtol=1e-6)
+    total = combination(np.ones(3), [row["trunk"] for row in each])
+    assert_close(along, total, rtol=1e-5)

@@ -13,7 +13,7 @@ NAMES = ["data", "pde/ics", "pde/res"]
 
 
 def test_names_stand_in_the_order_of_the_terms():
-    found = jax.jit(metrics.named)(jnp.arange(3.0), LOSSES)
+    found = jax.jit(metrics.named)(np.arange(3.0), LOSSES)
     assert {name: float(found[name]) for name in NAMES} == dict(
         zip(NAMES, range(3), strict=True)
     )
@@ -21,13 +21,13 @@ def test_names_stand_in_the_order_of_the_terms():
     found = metrics.named(history, LOSSES)
     assert list(found) == NAMES
     for i, name in enumerate(NAMES):
-        assert_identical(found[name], jnp.asarray(history[:, i]))
+        assert_identical(found[name], history[:, i])
 
 
 def test_terms_without_names_are_numbered():
-    for losses in (jnp.ones(3), [1.0, 2.0, 3.0]):
+    for losses in (np.ones(3), [1.0, 2.0, 3.0]):
         assert list(metrics.named(np.ones(3), losses)) == ["0", "1", "2"]
-    assert list(metrics.named(np.ones(1), jnp.ones(()))) == ["0"]
+    assert list(metrics.named(np.ones(1), np.ones(()))) == ["0"]
 
 
 def test_names_may_be_given():
@@ -71,7 +71,10 @@ def slow(weights, losses, ratio):
     return large, small
 
 
-@pytest.mark.parametrize("terms", [1, 2, 3, 6, 7])
+# Of seven terms some are zero or not finite, so that fewer are compared, too.
+@pytest.mark.parametrize(
+    "terms", [1, 2, 7, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 6))]
+)
 def test_signs_against_a_loop(terms):
     rng = np.random.default_rng(terms)
     drawn = np.exp(rng.normal(scale=4.0, size=(2, 300, terms)))
@@ -88,10 +91,10 @@ def test_signs_against_a_loop(terms):
 
 
 def test_signs_at_all_scales():
+    signs = jax.jit(metrics.warnings)
+    weights, losses = np.array([500.0, 1.0, 2.0]), np.array([1e-4, 1.0, 2.0])
     for scale in (1e-30, 1e-15, 1e15, 1e30):
-        found = metrics.warnings(
-            scale * jnp.array([500.0, 1.0, 2.0]), scale * jnp.array([1e-4, 1.0, 2.0])
-        )
+        found = signs(np.float32(scale * weights), np.float32(scale * losses))
         assert found.large_weight.tolist() == [True, False, False]
         assert found.small_loss.tolist() == [True, False, False]
 
@@ -99,14 +102,13 @@ def test_signs_at_all_scales():
 def test_signs_by_name():
     weights = {"pde": {"res": 900.0, "ics": 1.0}, "data": 1.5}
     found = jax.jit(metrics.warnings)(weights, LOSSES)
-    by_name = metrics.named(found.large_weight, LOSSES)
-    assert {name for name, sign in by_name.items() if sign} == {"pde/res"}
-    assert {n for n, s in metrics.named(found.small_loss, LOSSES).items() if s} == {
-        "pde/res"
-    }
-    assert metrics.warnings(jnp.ones(3)).small_loss is None
-    mixing = jnp.array([[1.0, 300.0], [0.0, 300.0]])
-    assert metrics.warnings(mixing).large_weight.tolist() == [False, True]
+    for signs in jax.tree.map(np.asarray, found):
+        by_name = metrics.named(signs, LOSSES)
+        assert {name for name, sign in by_name.items() if sign} == {"pde/res"}
+    mixing = np.float32([[1.0, 300.0], [0.0, 300.0]])
+    found = jax.jit(metrics.warnings)(mixing)
+    assert found.small_loss is None
+    assert found.large_weight.tolist() == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -120,5 +122,5 @@ def test_signs_by_name():
 )
 def test_bad_input(own_errors, call, words):
     with pytest.raises(ValueError, match=r"metrics\.warnings") as error:
-        call()
+        jax.eval_shape(call)
     assert_message(error.value, *words)

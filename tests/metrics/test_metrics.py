@@ -1,5 +1,7 @@
 """Metrics against NumPy in float64, and dominance against the paper's definition."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,10 +13,18 @@ from tests._asserts import assert_finite, assert_identical
 
 PARAMS = {"w": np.zeros((3, 4), np.float32), "b": np.zeros(5, np.float32)}
 
+
 # Jitted, since outside of it each operation is a program of its own.
-gramian, norms, cosines, conflicts = map(
-    jax.jit, (metrics.gramian, metrics.norms, metrics.cosines, metrics.conflicts)
-)
+@jax.jit
+def geometry(grads):
+    return {
+        "gramian": metrics.gramian(grads),
+        "norms": metrics.norms(grads),
+        "cosines": metrics.cosines(grads),
+        "conflicts": metrics.conflicts(grads),
+    }
+
+
 dominance = jax.jit(metrics.dominance)
 dominance_shares = jax.jit(
     lambda state: metrics.dominance_shares(metrics.dominance(state))
@@ -35,26 +45,27 @@ def rows(grads):
     )
 
 
-@pytest.mark.parametrize("num_terms", [1, 2, 5, 20])
+@pytest.mark.parametrize("num_terms", [1, 3, 20])
 def test_geometry(num_terms):
     grads = draw(num_terms)
     jacobian = rows(grads)
     products, lengths = jacobian @ jacobian.T, np.linalg.norm(jacobian, axis=1)
-    np.testing.assert_allclose(gramian(grads), products, atol=2e-5)
-    np.testing.assert_allclose(norms(grads), lengths, rtol=1e-6)
+    found = geometry(grads)
+    np.testing.assert_allclose(found["gramian"], products, atol=2e-5)
+    np.testing.assert_allclose(found["norms"], lengths, rtol=1e-6)
     angles = products / np.outer(lengths, lengths)
-    np.testing.assert_allclose(cosines(grads), angles, atol=1e-6)
+    np.testing.assert_allclose(found["cosines"], angles, atol=1e-6)
     pairs = [(i, j) for i in range(num_terms) for j in range(i)]
     negative = sum(products[i, j] < 0 for i, j in pairs)
     expected = negative / len(pairs) if pairs else 0.0
-    assert float(conflicts(grads)) == pytest.approx(expected)
+    assert float(found["conflicts"]) == pytest.approx(expected)
 
 
 def test_a_zero_gradient_is_at_no_angle():
     grads = jax.tree.map(
         lambda g: g * (np.arange(3) > 0).reshape(-1, *[1] * (g.ndim - 1)), draw(3)
     )
-    found = np.asarray(cosines(grads))
+    found = np.asarray(geometry(grads)["cosines"])
     np.testing.assert_array_equal(found[0], np.zeros(3))
     assert_finite(found)
 
@@ -62,14 +73,16 @@ def test_a_zero_gradient_is_at_no_angle():
 def test_neither_orthogonal_nor_zero_gradients_conflict():
     grads = np.float32([[1.0, 0, 0], [0, 2, 0], [0, 0, 0], [-3, 1, 1]])
     # Only the first and the last conflict, of six pairs.
+    conflicts = jax.jit(metrics.conflicts)
     np.testing.assert_allclose(conflicts(grads), 1 / 6, rtol=1e-6)
     assert float(conflicts(grads[:3])) == 0
 
 
 def test_bfloat16_is_accumulated_in_float32():
     ones = np.ones((2, 100_000), jnp.bfloat16)
-    np.testing.assert_allclose(norms(ones), np.sqrt([1e5, 1e5]), rtol=1e-6)
-    assert gramian(ones).dtype == jnp.float32
+    norms = jax.jit(metrics.norms)(ones)
+    np.testing.assert_allclose(norms, np.sqrt([1e5, 1e5]), rtol=1e-6)
+    assert jax.eval_shape(metrics.gramian, ones).dtype == jnp.float32
 
 
 @pytest.mark.usefixtures("own_errors")
@@ -97,11 +110,17 @@ def accumulate(steps, decay):
     return total
 
 
+@functools.cache
+def tracked(decay):
+    tx = metrics.track_dominance(3, decay)
+    return tx.init, jax.jit(tx.update)
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.9, 0.99])
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
 def test_dominance_follows_the_papers_definition(decay, scale):
-    tx = metrics.track_dominance(3, decay)
-    state, update = tx.init(PARAMS), jax.jit(tx.update)
+    init, update = tracked(decay)
+    state = init(PARAMS)
     steps = [draw(3, seed, scale) for seed in range(10)]
     for updates in steps:
         passed, state = update(updates, state, PARAMS)
