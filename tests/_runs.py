@@ -1,8 +1,45 @@
-"""Runs of a stage that keeps the terms, as K x P matrices beside a transcription."""
+"""Steps of a transformation as one program, with NumPy before and after.
+
+Below that, runs of a stage that keeps the terms, as K x P matrices beside a
+transcription.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+
+@functools.cache
+def _program(tx, many):
+    """``init`` and the steps; cached, so that equal calls share what is compiled."""
+
+    def run(grads, params, extra):
+        lead = (0, 0) if many else 0
+        like = jax.tree.map(lambda g: g[lead], grads) if params is None else params
+
+        def step(state, given):
+            updates, state = tx.update(given[0], state, params, **given[1])
+            return state, (updates, state)
+
+        start = tx.init(like)
+        if many:
+            return jax.lax.scan(step, start, (grads, extra))[1]
+        return step(start, (grads, extra))[1]
+
+    return jax.jit(run)
+
+
+def first_step(tx, grads, params=None, **extra):
+    """Updates and state of the first step; without ``params``, as many give none."""
+    return jax.tree.map(np.asarray, _program(tx, False)(grads, params, extra))
+
+
+def all_steps(tx, grads, params=None, **extra):
+    """Updates and states of every step; gradients and ``extra`` with an axis for it."""
+    return jax.tree.map(np.asarray, _program(tx, True)(grads, params, extra))
+
 
 SHAPES = {"matrix": (3, 2), "scalar": (), "vector": (4,)}
 SIZE = 11
