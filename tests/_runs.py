@@ -33,12 +33,12 @@ def _program(tx, many):
 
 def first_step(tx, grads, params=None, **extra):
     """Updates and state of the first step; without ``params``, as many give none."""
-    return jax.tree.map(np.asarray, _program(tx, False)(grads, params, extra))
+    return jax.device_get(_program(tx, False)(grads, params, extra))
 
 
 def all_steps(tx, grads, params=None, **extra):
     """Updates and states of every step; gradients and ``extra`` with an axis for it."""
-    return jax.tree.map(np.asarray, _program(tx, True)(grads, params, extra))
+    return jax.device_get(_program(tx, True)(grads, params, extra))
 
 
 SHAPES = {"matrix": (3, 2), "scalar": (), "vector": (4,)}
