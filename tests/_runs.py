@@ -80,25 +80,17 @@ def joined(leaves, lead):
 
 
 def params(dtype=float):
-    return {name: jnp.zeros(shape, dtype) for name, shape in SHAPES.items()}
+    return {name: np.zeros(shape, dtype) for name, shape in SHAPES.items()}
 
 
 def run(tx, grads, losses=None, present=None, dtype=None):
     """Rows [steps, K, P] of every step, and the states."""
     start = params(dtype or jnp.result_type(float))
-    leaves = jax.tree.map(lambda g, p: jnp.asarray(g, p.dtype), split(grads), start)
+    leaves = jax.tree.map(lambda g, p: g.astype(p.dtype), split(grads), start)
     given = {"losses": losses, "present": present}
-    given = {k: jnp.asarray(v) for k, v in given.items() if v is not None}
-
-    def step(state, data):
-        grad, extra = data
-        updates, state = tx.update(grad, state, start, **extra)
-        return state, (updates, state)
-
-    # The numbers are arguments: as constants they would make each run a new program.
-    scan = jax.jit(lambda *data: jax.lax.scan(step, *data)[1])
-    updates, states = scan(tx.init(start), (leaves, given))
-    return joined(updates, 2), jax.tree.map(np.asarray, states)
+    given = {k: v for k, v in given.items() if v is not None}
+    updates, states = all_steps(tx, leaves, start, **given)
+    return joined(updates, 2), states
 
 
 def deviation(found, expected):
@@ -119,18 +111,9 @@ def batches(steps, terms):
 def follow(tx, given, present=None, dtype=float):
     """Rows [steps, K, P] of every step of one to three batches, and the states."""
     start = params(dtype)
-
-    def step(state, data):
-        (first, *others), extra = data
-        named = {f"grads_{i}": g for i, g in enumerate(others, start=2)}
-        updates, state = tx.update(first, state, start, **named, **extra)
-        return state, (updates, state)
-
-    leaves = [
-        jax.tree.map(lambda g, p: jnp.asarray(g, p.dtype), split(one), start)
-        for one in given
-    ]
-    extra = {} if present is None else {"present": jnp.asarray(present)}
-    scan = jax.jit(lambda *data: jax.lax.scan(step, *data)[1])
-    updates, states = scan(tx.init(start), (leaves, extra))
+    each = [split(np.asarray(one, dtype)) for one in given]
+    extra = {f"grads_{i}": one for i, one in enumerate(each[1:], start=2)}
+    if present is not None:
+        extra["present"] = present
+    updates, states = all_steps(tx, each[0], start, **extra)
     return joined(updates, 2), states
