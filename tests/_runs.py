@@ -32,7 +32,7 @@ def _program(tx, many):
 
 
 def first_step(tx, grads, params=None, **extra):
-    """Updates and state of the first step; without ``params``, as many give none."""
+    """Updates and state of the first step; ``update`` gets ``params``, or None."""
     return jax.device_get(_program(tx, False)(grads, params, extra))
 
 

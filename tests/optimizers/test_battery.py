@@ -333,9 +333,8 @@ def steps_of(tx, params, *steps):
 
 def run(tx, params, *steps):
     """Updates of every step and the last state."""
-    state, updates = jax.jit(
-        lambda: steps_of(tx, params, *steps)(tx.init(params)),
-    )()
+    program = jax.jit(lambda: steps_of(tx, params, *steps)(tx.init(params)))
+    state, updates = program()
     return updates, state
 
 
