@@ -13,8 +13,14 @@ import numpy as np
 import optax
 import pytest
 
-SHAPES = ((), (4,), (3, 2), (2, 3, 2), (3,))
-HEAD = 4  # the leaf that only the last term touches
+SHAPES = ((), (4,), (2, 3, 2), (3,))
+HEAD = 3  # the leaf that only the last term touches
+# The groups that methods are compared in: the argument, and the leaves of each.
+GROUPS = {
+    "leaf": ("leaf", [[0], [1], [2], [3]]),
+    "global": ("global", [[0, 1, 2, 3]]),
+    "labels": (("a", "b", "a", "c"), [[0, 2], [1], [3]]),
+}
 
 
 def sizes(*default, slow=()):
@@ -82,7 +88,7 @@ class Pulls:
         curvature, target = tuple(self.curvature), tuple(self.target)
         return jax.tree.map(one_leaf, theta, curvature, target, noise, awake)
 
-    def run(self, optimizer, losses=None):
+    def run(self, optimizer):
         """Parameters after every step of an optimizer: leaves [steps, *p]."""
 
         def step(carry, data):
@@ -92,19 +98,20 @@ class Pulls:
             theta = optax.apply_updates(theta, updates)
             return (theta, state), theta
 
-        theta = tuple(jnp.asarray(p) for p in self.start)
-        data = tuple(map(jnp.asarray, self.noise)), tuple(map(jnp.asarray, self.awake))
-        _, history = jax.jit(lambda c: jax.lax.scan(step, c, data))(
-            (theta, optimizer.init(theta))
-        )
-        return history
+        @jax.jit
+        def descend(theta, *data):
+            return jax.lax.scan(step, (theta, optimizer.init(theta)), data)[1]
+
+        start, *data = self.start, self.noise, self.awake
+        given = jax.tree.map(jnp.asarray, (tuple(start), *map(tuple, data)))
+        return jax.tree.map(np.asarray, descend(*given))
 
     def deviation(self, history, reference):
         """Largest error over steps and leaves, relative to how far a leaf has moved."""
         largest = 0.0
         for t, expected in enumerate(reference):
             for p, start in enumerate(self.start):
-                gaps = np.abs(np.asarray(history[p][t]) - expected[p])
+                gaps = np.abs(history[p][t] - expected[p])
                 moved = np.max(np.abs(expected[p] - start))
                 if moved == 0:
                     assert not gaps.any(), f"step {t}, leaf {p}: moved, no gradient"

@@ -1,8 +1,45 @@
-"""Runs of a stage that keeps the terms, as K x P matrices beside a transcription."""
+"""Steps of a transformation as one program, with NumPy before and after.
+
+Below that, runs of a stage that keeps the terms, as K x P matrices beside a
+transcription.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+
+@functools.cache
+def _program(tx, many):
+    """``init`` and the steps; cached, so that equal calls share what is compiled."""
+
+    def run(grads, params, extra):
+        lead = (0, 0) if many else 0
+        like = jax.tree.map(lambda g: g[lead], grads) if params is None else params
+
+        def step(state, given):
+            updates, state = tx.update(given[0], state, params, **given[1])
+            return state, (updates, state)
+
+        start = tx.init(like)
+        if many:
+            return jax.lax.scan(step, start, (grads, extra))[1]
+        return step(start, (grads, extra))[1]
+
+    return jax.jit(run)
+
+
+def first_step(tx, grads, params=None, **extra):
+    """Updates and state of the first step; ``update`` gets ``params``, or None."""
+    return jax.device_get(_program(tx, False)(grads, params, extra))
+
+
+def all_steps(tx, grads, params=None, **extra):
+    """Updates and states of every step; gradients and ``extra`` with an axis for it."""
+    return jax.device_get(_program(tx, True)(grads, params, extra))
+
 
 SHAPES = {"matrix": (3, 2), "scalar": (), "vector": (4,)}
 SIZE = 11
@@ -43,25 +80,17 @@ def joined(leaves, lead):
 
 
 def params(dtype=float):
-    return {name: jnp.zeros(shape, dtype) for name, shape in SHAPES.items()}
+    return {name: np.zeros(shape, dtype) for name, shape in SHAPES.items()}
 
 
 def run(tx, grads, losses=None, present=None, dtype=None):
     """Rows [steps, K, P] of every step, and the states."""
     start = params(dtype or jnp.result_type(float))
-    leaves = jax.tree.map(lambda g, p: jnp.asarray(g, p.dtype), split(grads), start)
+    leaves = jax.tree.map(lambda g, p: g.astype(p.dtype), split(grads), start)
     given = {"losses": losses, "present": present}
-    given = {k: jnp.asarray(v) for k, v in given.items() if v is not None}
-
-    def step(state, data):
-        grad, extra = data
-        updates, state = tx.update(grad, state, start, **extra)
-        return state, (updates, state)
-
-    # The numbers are arguments: as constants they would make each run a new program.
-    scan = jax.jit(lambda *data: jax.lax.scan(step, *data)[1])
-    updates, states = scan(tx.init(start), (leaves, given))
-    return joined(updates, 2), jax.tree.map(np.asarray, states)
+    given = {k: v for k, v in given.items() if v is not None}
+    updates, states = all_steps(tx, leaves, start, **given)
+    return joined(updates, 2), states
 
 
 def deviation(found, expected):
@@ -82,18 +111,9 @@ def batches(steps, terms):
 def follow(tx, given, present=None, dtype=float):
     """Rows [steps, K, P] of every step of one to three batches, and the states."""
     start = params(dtype)
-
-    def step(state, data):
-        (first, *others), extra = data
-        named = {f"grads_{i}": g for i, g in enumerate(others, start=2)}
-        updates, state = tx.update(first, state, start, **named, **extra)
-        return state, (updates, state)
-
-    leaves = [
-        jax.tree.map(lambda g, p: jnp.asarray(g, p.dtype), split(one), start)
-        for one in given
-    ]
-    extra = {} if present is None else {"present": jnp.asarray(present)}
-    scan = jax.jit(lambda *data: jax.lax.scan(step, *data)[1])
-    updates, states = scan(tx.init(start), (leaves, extra))
+    each = [split(np.asarray(one, dtype)) for one in given]
+    extra = {f"grads_{i}": one for i, one in enumerate(each[1:], start=2)}
+    if present is not None:
+        extra["present"] = present
+    updates, states = all_steps(tx, each[0], start, **extra)
     return joined(updates, 2), states

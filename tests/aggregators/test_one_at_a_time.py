@@ -81,20 +81,12 @@ COMBINED = {
 
 def follow(tx, grads, present):
     """Directions [steps, P], with rubbish in the place of absent gradients."""
-    start = _runs.params()
     given = {}
     if present is not None:
         grads = np.where(present[..., None], grads, np.nan)
-        given = {"present": jnp.asarray(present)}
-
-    def step(state, data):
-        grad, more = data
-        updates, state = tx.update(grad, state, start, **more)
-        return state, (updates, state)
-
-    data = jax.tree.map(jnp.asarray, _runs.split(grads)), given
-    updates, states = jax.jit(lambda s: jax.lax.scan(step, s, data)[1])(tx.init(start))
-    return _runs.joined(updates, 1), jax.tree.map(np.asarray, states)
+        given = {"present": present}
+    updates, states = _runs.all_steps(tx, _runs.split(grads), _runs.params(), **given)
+    return _runs.joined(updates, 1), states
 
 
 def deviation(found, expected):
@@ -157,14 +149,14 @@ def test_m_config_in_full(x64, record_deviation):
 def test_the_page_trains():
     page = run(python_blocks(DOCS / "methods" / "one_at_a_time.md"), "one_at_a_time.md")
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(32, 2)), jnp.float32)
+    x = rng.normal(size=(32, 2)).astype(np.float32)
     params = {"in": 0.5 * rng.normal(size=(2, 8)), "out": 0.5 * rng.normal(size=8)}
-    params = start = jax.tree.map(jnp.float32, params)
-    state = page["tx"].init(params)
+    params = start = jax.tree.map(np.float32, params)
+    state, losses_fn = jax.jit(page["tx"].init)(params), jax.jit(page["losses_fn"])
     for count in range(300):
         params, state = page["step"](count, params, state, x)
-    before, after = (page["losses_fn"](p, x) for p in (start, params))
-    assert sum(after.values()) < 0.1 * sum(before.values())
+    before, after = (sum(losses_fn(p, x).values()) for p in (start, params))
+    assert float(after) < 0.1 * float(before)
 
 
 def all_present(tx, steps=STEPS, terms=K):
@@ -193,18 +185,14 @@ def test_without_a_memory_the_last_gradients_count():
 
 def test_the_last_loss_of_each_term_counts():
     tx = mt.one_at_a_time(mt.by_loss(0.0), 2)
-    state = tx.init(jnp.zeros(2))
-    for term, losses in [(0, [4.0, np.nan]), (1, [np.nan, 1.0]), (1, [np.nan, 9.0])]:
-        updates, state = tx.update(
-            jnp.eye(2),
-            state,
-            present=jnp.arange(2) == term,
-            losses=jnp.array(losses),
-        )
-    assert state.losses.tolist() == [4.0, 9.0]
-    np.testing.assert_allclose(updates[0] / updates[1], 9 / 4, rtol=1e-6)
+    grads = np.stack([np.eye(2, dtype=np.float32)] * 3)
+    present = np.array([[True, False], [False, True], [False, True]])
+    losses = np.float32([[4.0, np.nan], [np.nan, 1.0], [np.nan, 9.0]])
+    updates, states = _runs.all_steps(tx, grads, present=present, losses=losses)
+    assert states.losses[-1].tolist() == [4.0, 9.0]
+    np.testing.assert_allclose(updates[-1, 0] / updates[-1, 1], 9 / 4, rtol=1e-6)
     with pytest.raises(ValueError, match="one_at_a_time: this weighting reads"):
-        tx.update(jnp.ones((2, 2)), state)
+        _runs.first_step(tx, grads[0])
 
 
 # What the weightings make of any size is their matter.
@@ -232,11 +220,10 @@ def test_sizes(name):
 
 def test_momenta_are_kept_in_float32():
     tx = mt.one_at_a_time(mt.equal(), 2, 0.999)
-    state = tx.init(jnp.zeros(3, jnp.bfloat16))
-    updates, state = tx.update(jnp.ones((2, 3), jnp.bfloat16), state)
+    updates, state = _runs.first_step(tx, np.ones((2, 3), jnp.bfloat16))
     assert updates.dtype == jnp.bfloat16
     assert state.momenta.dtype == jnp.float32
-    assert_identical(updates, jnp.ones(3))
+    assert_identical(updates, np.ones(3))
 
 
 def test_trains_with_one_gradient_a_step():

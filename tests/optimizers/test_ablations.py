@@ -9,13 +9,13 @@ import optax
 import pytest
 
 from multiterm_optax import Weighting, balance_by_norm, reweight, scale_by_max_adam
-from tests._problems import Pulls
+from tests._problems import GROUPS, Pulls
 from tests.references import mtadam, mtadam_ablations
 
 STEPS, ALPHA = 30, 0.02
 ADAM = {"b1": 0.85, "b2": 0.98, "eps": 1e-6}
 B3 = 0.8
-LEAVES, ALL = [[0], [1], [2], [3], [4]], [[0, 1, 2, 3, 4]]
+LEAVES, ALL = GROUPS["leaf"][1], GROUPS["global"][1]
 HYPER = {"alpha": ALPHA, "b3": B3, **ADAM}
 
 

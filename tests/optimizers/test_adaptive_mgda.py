@@ -9,6 +9,7 @@ import pytest
 from multiterm_optax import adaptive_mgda, inexact_mgda, weighted
 from tests._asserts import assert_close, assert_identical, assert_message, assert_zero
 from tests._problems import SHAPES, sizes
+from tests._runs import all_steps
 from tests.references import adaptive_mgda as reference
 
 STEPS, EPOCH = 32, 5
@@ -42,12 +43,15 @@ class Noisy:
             )
             updates, state = tx.update(grads, state, theta)
             theta = optax.apply_updates(theta, updates)
-            weighting = state.weighted.reweight.weighting
-            return (theta, state), (theta, state.eps, weighting.ready)
+            own = getattr(state, "inner_state", state)  # where they are injected
+            weighting = own.weighted.reweight.weighting
+            return (theta, state), (theta, own.eps, weighting)
 
-        theta = tuple(jnp.asarray(p) for p in self.start)
-        data = tuple(map(jnp.asarray, self.noise))
-        return jax.jit(lambda c: jax.lax.scan(step, c, data))((theta, tx.init(theta)))
+        @jax.jit
+        def descend(theta, noise):
+            return jax.lax.scan(step, (theta, tx.init(theta)), noise)[1]
+
+        return jax.tree.map(np.asarray, descend(tuple(self.start), tuple(self.noise)))
 
 
 @pytest.mark.parametrize("rule", ["std", "variance"])
@@ -56,8 +60,13 @@ def test_agrees_with_the_algorithm(x64, record_deviation, rule, terms):
     problem = Noisy(terms, seed=terms)
     lam = {2: 0.7, 3: 0.55, 10: 0.35}[terms]
     lam = lam if rule == "std" else lam**2
-    tx = adaptive_mgda(optax.sgd(0.1), terms, lam, steps_per_epoch=EPOCH, rule=rule)
-    (_, last), (history, eps, ready) = problem.run(tx)
+    make = adaptive_mgda
+    if rule == "variance":  # its numbers are traced, too
+        static = ("inner", "num_terms", "rule")
+        make = optax.inject_hyperparams(adaptive_mgda, static_args=static)
+    options = {"scale": lam, "steps_per_epoch": EPOCH, "rule": rule}
+    tx = make(inner=optax.sgd(0.1), num_terms=terms, **options)
+    history, eps, weighting = problem.run(tx)
     expected, notes = reference.descend(
         problem.start,
         problem.numpy_gradients,
@@ -69,92 +78,69 @@ def test_agrees_with_the_algorithm(x64, record_deviation, rule, terms):
     )
     taken = [note[1] for note in notes]
     assert 0 < sum(taken) < STEPS  # the problem has steps of both kinds
-    assert np.asarray(ready).tolist() == taken
-    assert int(last.weighted.reweight.weighting.skipped) == STEPS - sum(taken)
+    assert weighting.ready.tolist() == taken
+    assert weighting.skipped[-1] == STEPS - sum(taken)
     deviation = 0.0
     for t in range(STEPS):
         for p, start in enumerate(problem.start):
-            gap = np.max(np.abs(np.asarray(history[p][t]) - expected[t][p]))
+            gap = np.max(np.abs(history[p][t] - expected[t][p]))
             deviation = max(deviation, gap / np.max(np.abs(expected[t][p] - start)))
     bounds = np.array([note[0] for note in notes])
-    deviation = max(deviation, np.max(np.abs(np.asarray(eps) - bounds)) / bounds.max())
+    deviation = max(deviation, np.max(np.abs(eps - bounds)) / bounds.max())
     record_deviation(f"adaptive_mgda, {rule}", deviation)
     assert deviation < 1e-9
 
 
-# By default outside jit, where all the tests share what they compile.
-def feed(tx, grads, jit=False):
-    update = jax.jit(tx.update) if jit else tx.update
-    state, updates = tx.init(jnp.zeros(grads.shape[-1], grads.dtype)), None
-    for grad in grads:
-        updates, state = update(jnp.asarray(grad), state)
-    return updates, state
-
-
 def normal(*shape):
-    return np.random.default_rng(0).normal(size=shape).astype(jnp.result_type(float))
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 def test_first_epoch_is_plain_mgda():
     grads = normal(3, 2, 4)
-    adaptive, state = feed(
-        adaptive_mgda(optax.adam(0.1), 2, 100.0, steps_per_epoch=4), grads
-    )
-    plain, _ = feed(weighted(inexact_mgda(0.0), optax.adam(0.1), 2), grads)
+    tx = adaptive_mgda(optax.adam(0.1), 2, 100.0, steps_per_epoch=4)
+    adaptive, states = all_steps(tx, grads)
+    plain, _ = all_steps(weighted(inexact_mgda(0.0), optax.adam(0.1), 2), grads)
     assert_close(adaptive, plain, rtol=1e-6)
-    assert_zero(state.eps)
+    assert_zero(states.eps)
 
 
-@pytest.mark.parametrize("jit", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_skipped_step_leaves_the_inner_state_untouched(jit):
-    grads = normal(5, 2, 4)
+def test_skipped_step_leaves_the_inner_state_untouched():
     tx = adaptive_mgda(optax.adam(0.1), 2, 1e3, steps_per_epoch=2)
-    _, before = feed(tx, grads[:2], jit)
-    updates, after = feed(tx, grads, jit)
-    assert_zero(updates)
+    updates, states = all_steps(tx, normal(5, 2, 4))
+    before, after = (jax.tree.map(lambda x, t=t: x[t], states) for t in (1, 4))
+    assert_zero(updates[4])
     assert_identical(after.weighted.inner, before.weighted.inner)
     assert int(after.weighted.reweight.weighting.skipped) == 3
     # Their gradients count all the same.
-    assert np.all(np.asarray(after.eps) != np.asarray(before.eps))
+    assert np.all(after.eps != before.eps)
 
 
 def test_variance_keeps_its_digits_beside_a_large_mean():
     # mean |g|^2 - |mean g|^2 in float32 would have none left.
     grads = normal(50, 2, 30) + np.float32(1e4)
     tx = adaptive_mgda(optax.sgd(0.0), 2, 1.0, steps_per_epoch=50)
-    _, state = feed(tx, grads, jit=True)
+    _, states = all_steps(tx, grads)
     exact = np.asarray(grads, np.float64)
     spread = np.mean(np.sum((exact - exact.mean(axis=0)) ** 2, axis=2), axis=0)
-    np.testing.assert_allclose(state.eps, np.sqrt(spread), rtol=1e-3)
+    np.testing.assert_allclose(states.eps[-1], np.sqrt(spread), rtol=1e-3)
 
 
 def test_constant_gradients_have_no_spread():
     tx = adaptive_mgda(optax.sgd(0.1), 2, steps_per_epoch=3)
     grads = np.tile(np.float32([[1e3, 0.1, 0, 0], [0.1, 7, 0, 0]]), (6, 1, 1))
-    _, state = feed(tx, grads)
-    np.testing.assert_allclose(state.eps, 0, atol=1e-3)
+    _, states = all_steps(tx, grads)
+    np.testing.assert_allclose(states.eps[-1], 0, atol=1e-3)
 
 
 def test_state_is_k_copies():
     params = {"a": jnp.zeros((5, 3), jnp.bfloat16), "b": jnp.zeros(7)}
-    state = adaptive_mgda(optax.sgd(0.1), 4, steps_per_epoch=3).init(params)
+    tx = adaptive_mgda(optax.sgd(0.1), 4, steps_per_epoch=3)
+    state = jax.eval_shape(tx.init, params)
     assert sum(x.size for x in jax.tree.leaves(state.mean)) == 4 * 22
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.mean))
     rest = jax.tree.leaves(state._replace(mean=None))
     # Weights, eps, spread, the terms' counts; counters and flags.
     assert sum(x.size for x in rest) == 4 * 4 + 4
-
-
-def test_hyperparameters_may_be_injected(x64):
-    grads = normal(6, 2, 4)
-    tx = adaptive_mgda(optax.sgd(0.1), 2, 0.2, steps_per_epoch=2)
-    plain, _ = feed(tx, grads, jit=True)
-    injected = optax.inject_hyperparams(
-        adaptive_mgda, static_args=("num_terms", "inner")
-    )(optax.sgd(0.1), num_terms=2, scale=0.2, steps_per_epoch=2)
-    found, state = feed(injected, grads, jit=True)
-    assert_close(found, plain, rtol=1e-12)
-    assert float(state.hyperparams["scale"]) == 0.2
 
 
 @pytest.mark.parametrize(
@@ -173,49 +159,52 @@ def test_bad_arguments_are_named(own_errors, options, argument):
         adaptive_mgda(0.1, 2, steps_per_epoch=2)
 
 
-@pytest.mark.parametrize(
-    ("rule", "value"),
-    [
-        ("std", np.nan),
-        ("variance", np.inf),
-        pytest.param("std", np.inf, marks=pytest.mark.slow),
-        pytest.param("variance", np.nan, marks=pytest.mark.slow),
-    ],
-)
-def test_not_finite_gradients_are_the_same_eagerly_and_under_jit(rule, value):
-    steps, epoch, scale = 9, 3, 0.01
+RULES = {
+    rule: adaptive_mgda(optax.sgd(0.1), 2, 0.01, steps_per_epoch=3, rule=rule)
+    for rule in ("std", "variance")
+}
+
+
+def spoilt(value):
+    """Three epochs of gradients, one of which is not finite: [9, 2, 2]."""
     rng = np.random.default_rng(0)
     # Two terms that agree but for small noise: no step is skipped for the bounds.
-    clean = [[1.0, 0.2], [1.0, -0.2]] + 0.1 * rng.normal(size=(steps, 2, 2))
+    clean = [[1.0, 0.2], [1.0, -0.2]] + 0.1 * rng.normal(size=(9, 2, 2))
     grads = clean.astype(np.float32)
-    grads[4, 0, 1] = value  # in the second of three epochs, of the first term
-    tx = adaptive_mgda(optax.sgd(0.1), 2, scale, steps_per_epoch=epoch, rule=rule)
-    runs = {}
-    for name, update in {"eager": tx.update, "jitted": jax.jit(tx.update)}.items():
-        state, runs[name] = tx.init(jnp.zeros(2)), []
-        for grad in grads:
-            updates, state = update(jnp.asarray(grad), state)
-            runs[name].append((updates, state))
-    for eager, jitted in zip(runs["eager"], runs["jitted"], strict=True):
+    grads[4, 0, 1] = value  # in the second epoch, of the first term
+    return grads
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_gradients_that_are_not_finite_are_left_out(rule, value):
+    grads = spoilt(value)
+    updates, states = all_steps(RULES[rule], grads)
+    with np.errstate(invalid="ignore"):
+        epochs = grads.astype(np.float64).reshape(3, 3, 2, 2)
+        variance = np.sum(np.var(epochs, axis=1), axis=-1)
+    bounds = 0.01 * np.sqrt(variance) if rule == "std" else np.sqrt(0.01 * variance)
+    # The first term has no measurement in the second epoch, and keeps its bound.
+    expected = [bounds[0], [bounds[0, 0], bounds[1, 1]], bounds[2]]
+    np.testing.assert_allclose(states.eps[2::3], expected, rtol=1e-4)
+    # Only the step of that gradient is left out.
+    ready = states.weighted.reweight.weighting.ready
+    assert ready.tolist() == [t != 4 for t in range(9)]
+    assert np.all(np.isfinite(updates))
+    assert np.any(updates != 0, axis=1).tolist() == ready.tolist()
+
+
+# Each of its operations is a program; tests/test_contract.py has finite ones eagerly.
+@pytest.mark.slow
+def test_not_finite_gradients_are_the_same_eagerly_and_under_jit():
+    tx, grads = RULES["std"], spoilt(np.nan)
+    state = tx.init(jnp.zeros(2))
+    history = all_steps(tx, grads)
+    for t, grad in enumerate(grads):
+        jitted = jax.tree.map(lambda x, t=t: x[t], history)
+        _, state = eager = tx.update(jnp.asarray(grad), state)
         # NaN equals NaN here: the mean of the second epoch is not finite.
         for one, other in zip(
             jax.tree.leaves(eager), jax.tree.leaves(jitted), strict=True
         ):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-7)
-
-    with np.errstate(invalid="ignore"):
-        epochs = grads.astype(np.float64).reshape(-1, epoch, 2, 2)
-        variance = np.sum(np.var(epochs, axis=1), axis=-1)
-    bounds = scale * np.sqrt(variance) if rule == "std" else np.sqrt(scale * variance)
-    # The first term has no measurement in the second epoch, and keeps its bound.
-    expected = [bounds[0], [bounds[0, 0], bounds[1, 1]], bounds[2]]
-    for (_, state), bound in zip(
-        runs["jitted"][epoch - 1 :: epoch], expected, strict=True
-    ):
-        np.testing.assert_allclose(state.eps, bound, rtol=1e-4)
-    # Only the step of that gradient is left out.
-    ready = [bool(s.weighted.reweight.weighting.ready) for _, s in runs["jitted"]]
-    assert ready == [t != 4 for t in range(steps)]
-    for t, (updates, _) in enumerate(runs["jitted"]):
-        assert np.all(np.isfinite(updates))
-        assert np.any(np.asarray(updates) != 0) == ready[t]

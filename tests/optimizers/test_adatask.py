@@ -1,5 +1,7 @@
 """AdaTask against Alg. 2, and its one-line forms against each other."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from multiterm_optax import (
 )
 from tests._asserts import assert_close, assert_finite, assert_message, assert_zero
 from tests._problems import Pulls, sizes
+from tests._runs import all_steps, first_step
 from tests.references import adatask as reference
 
 STEPS = 30
@@ -39,6 +42,9 @@ def both_adam(terms, inside, **options):
     return tx, reference.adam, {"eta": 0.02, "epsilon": 1e-6, **rates}
 
 
+WEIGHTS = [0.03, 1.0, 20.0]
+
+
 # Where two terms cancel in the first step, one more rounding is a deviation of 2e-9.
 @pytest.mark.usefixtures("full_compilation")
 @pytest.mark.parametrize("terms", sizes(3, slow=(2, 10)))
@@ -47,60 +53,44 @@ def both_adam(terms, inside, **options):
     "both", [both_adagrad, both_rmsprop, both_adam], ids=lambda f: f.__name__
 )
 def test_agrees_with_algorithm_2(x64, record_deviation, both, inside, terms):
-    tx, transcription, options = both(terms, inside)
+    """The form with epsilon inside has weights of the terms' own steps, too."""
+    weights = np.resize(WEIGHTS, terms) if inside else None
+    tx, transcription, options = both(terms, inside, weights=weights)
     problem = Pulls(terms, STEPS, seed=20 + terms)
+    gradients, options = problem.numpy_gradients, {"inside": inside, **options}
     expected = transcription(
-        problem.start, problem.numpy_gradients, STEPS, terms, inside=inside, **options
+        problem.start, gradients, STEPS, terms, w=weights, **options
     )
     deviation = problem.deviation(problem.run(tx), expected)
     method = both.__name__.removeprefix("both_")
-    form = "inside" if inside else "outside"
+    form = "inside, weights" if inside else "outside"
     record_deviation(f"adatask_{method}, eps {form}", deviation)
-    assert deviation < 1e-9
-
-
-WEIGHTS = [0.03, 1.0, 20.0]
-
-
-@pytest.mark.usefixtures("full_compilation")
-@pytest.mark.parametrize(
-    "both", [both_adagrad, both_rmsprop, both_adam], ids=lambda f: f.__name__
-)
-def test_weights_multiply_the_terms_own_steps(x64, record_deviation, both):
-    tx, transcription, options = both(3, False, weights=WEIGHTS)
-    problem = Pulls(3, STEPS, seed=23)
-    expected = transcription(
-        problem.start,
-        problem.numpy_gradients,
-        STEPS,
-        3,
-        inside=False,
-        w=WEIGHTS,
-        **options,
-    )
-    deviation = problem.deviation(problem.run(tx), expected)
-    record_deviation(
-        f"adatask_{both.__name__.removeprefix('both_')}, weights", deviation
-    )
     assert deviation < 1e-9
 
 
 def test_weights_before_cancel_and_weights_of_the_steps_do_not(x64):
     grads = np.random.default_rng(0).normal(size=(3, 4))
     weights = np.array(WEIGHTS)
-
-    def step(tx, updates):
-        return np.asarray(tx.update(jnp.asarray(updates), tx.init(jnp.zeros(4)))[0])
-
+    scaled = np.stack([row[:, None] * grads for row in (*np.eye(3), weights)])
     for make in (
         lambda **kw: adatask(optax.adam(0.1, eps=1e-30), 3, **kw),
         lambda **kw: adatask_adam(0.1, 3, eps=0.0, **kw),
         lambda **kw: adatask_rmsprop(0.1, 3, eps=0.0, **kw),
         lambda **kw: adatask_adagrad(0.1, 3, eps=0.0, **kw),
     ):
-        alone = np.stack([step(make(), row[:, None] * grads) for row in np.eye(3)])
-        assert_close(step(make(), weights[:, None] * grads), alone.sum(0), rtol=1e-12)
-        assert_close(step(make(weights=weights), grads), weights @ alone, rtol=1e-12)
+        plain, weighed = make(), make(weights=weights)
+
+        @jax.jit
+        def first_steps(scaled, grads, plain=plain, weighed=weighed):
+            def step(tx, grads):
+                return tx.update(grads, tx.init(grads[0]))[0]
+
+            many = jax.vmap(functools.partial(step, plain))(scaled)
+            return many, step(weighed, grads)
+
+        (*alone, before), steps = map(np.asarray, first_steps(scaled, grads))
+        assert_close(before, np.sum(alone, axis=0), rtol=1e-12)
+        assert_close(steps, weights @ np.stack(alone), rtol=1e-12)
 
 
 def test_adatask_of_adam_is_adatask_adam(x64):
@@ -113,42 +103,35 @@ def test_adatask_of_adam_is_adatask_adam(x64):
 def test_statistics_are_the_terms_own(x64):
     # A term that shouts a million times louder takes nothing from the others.
     rng = np.random.default_rng(0)
-    quiet, loud = rng.normal(size=(6, 4)), 1e6 * rng.normal(size=(6, 4))
-    tx, one, start = adatask_adam(0.1, 2), optax.adam(0.1), jnp.zeros(4)
-    both, each = jax.jit(tx.update), jax.jit(one.update)
-    state, alone, other = tx.init(start), one.init(start), one.init(start)
-    for a, b in zip(quiet, loud, strict=True):
-        updates, state = both(np.stack([a, b]), state)
-        u, alone = each(a, alone)
-        v, other = each(b, other)
-        assert_close(updates, u + v, rtol=1e-12)
+    grads = rng.normal(size=(6, 2, 4)) * np.array([1, 1e6])[:, None]
+    both, _ = all_steps(adatask_adam(0.1, 2), grads)
+    alone, _ = all_steps(optax.adam(0.1), grads, np.zeros((2, 4)))
+    assert_close(both, alone.sum(axis=1), rtol=1e-12)
 
 
 def test_weight_decay_enters_once():
-    params = jnp.array([2.0, -3.0])
-    grads = jnp.ones((4, 2))
+    params, grads = np.float32([2.0, -3.0]), np.ones((4, 2), np.float32)
     for factory in (adatask_adam, adatask_rmsprop, adatask_adagrad):
-        plain, decayed = factory(0.1, 4), factory(0.1, 4, weight_decay=0.5)
-        u, _ = plain.update(grads, plain.init(params), params)
-        v, _ = decayed.update(grads, decayed.init(params), params)
+        u, _ = first_step(factory(0.1, 4), grads, params)
+        v, _ = first_step(factory(0.1, 4, weight_decay=0.5), grads, params)
         assert_close(v, u - 0.1 * 0.5 * params, rtol=1e-6)
 
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_adagrad_takes_no_step_from_nothing(inside):
     tx = adatask_adagrad(0.1, 2, eps=0.0, eps_in_sqrt=inside)
-    updates, state = tx.update(jnp.zeros((2, 3)), tx.init(jnp.zeros(3)))
-    assert_zero(updates)
-    updates, state = tx.update(jnp.ones((2, 3)), state)
-    assert_close(updates, jnp.full(3, -0.2), rtol=1e-6)
-    assert_finite(state)
+    grads = np.stack([np.zeros((2, 3)), np.ones((2, 3))]).astype(np.float32)
+    updates, states = all_steps(tx, grads)
+    assert_zero(updates[0])
+    assert_close(updates[1], np.full(3, -0.2), rtol=1e-6)
+    assert_finite(states)
 
 
 def test_state_sizes():
-    params = jnp.zeros((5, 3))
+    params = np.zeros((5, 3), np.float32)
     expected = {adatask_adam: 2, adatask_rmsprop: 1, adatask_adagrad: 1}
     for factory, copies in expected.items():
-        state = factory(0.1, 4).init(params)
+        state = jax.eval_shape(factory(0.1, 4).init, params)
         floats = [
             x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)
         ]
@@ -182,6 +165,6 @@ def test_inner_must_be_a_transformation(own_errors):
 
 def test_gradients_without_the_term_axis_are_refused():
     tx = adatask(optax.adam(0.1), 3)
-    params = jnp.zeros(4)
+    params = np.zeros(4, np.float32)
     with pytest.raises(ValueError, match="term axis is missing"):
-        tx.update(jnp.ones(4), tx.init(params), params)
+        jax.eval_shape(tx.update, params, jax.eval_shape(tx.init, params), params)

@@ -41,7 +41,8 @@ def test_explicit_axes_of_a_mesh(name):
     mesh, tx, (params, *steps) = on_explicit_axes(name)
     with jax.set_mesh(mesh):
         # The scan refuses a state whose shardings change.
-        _, updates = jax.eval_shape(steps_of(tx, params, *steps), tx.init(params))
+        state = jax.eval_shape(tx.init, params)
+        _, updates = jax.eval_shape(steps_of(tx, params, *steps), state)
         for leaf, param in params.items():
             expected = PartitionSpec(None, *jax.typeof(param).sharding.spec)
             assert updates[leaf].sharding.spec == expected

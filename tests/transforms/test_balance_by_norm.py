@@ -19,6 +19,7 @@ from tests._asserts import (
     assert_message,
     assert_zero,
 )
+from tests._runs import all_steps, first_step
 
 K = 3
 SHAPES = {"a": {"w": (2, 2), "b": ()}, "c": (3,)}
@@ -45,34 +46,29 @@ def draw(seed, steps=None):
 
 
 def times(factors, grads):
-    """Multiplies term i by factors[i]; in NumPy, or traced."""
-    factors = factors if isinstance(factors, jax.Array) else np.asarray(factors)
+    """Multiplies term i by factors[i]."""
+    factors = np.asarray(factors)
     return jax.tree.map(
         lambda g: g * factors.reshape(-1, *(1,) * (g.ndim - 1)).astype(g.dtype), grads
     )
 
 
+def each_step(factors, grads):
+    """The same with an axis for steps in front."""
+    return jax.tree.map(lambda g: np.stack([times(factors, x) for x in g]), grads)
+
+
+# One and the same for equal arguments, so that tests share what it is compiled to.
+balance = functools.cache(balance_by_norm)
+
+
 def once(tx, grads, params=None):
-    params = make_params() if params is None else params
-    updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
-    return jax.tree.map(np.asarray, updates)
-
-
-def scanned(tx, grads, params=None):
-    """Updates of every step, leaves [steps, K, *p]."""
-    params = make_params() if params is None else params
-
-    def step(state, grad):
-        updates, state = tx.update(grad, state, params)
-        return state, updates
-
-    return jax.lax.scan(step, tx.init(params), grads)[1]
+    return first_step(tx, grads, make_params() if params is None else params)[0]
 
 
 def many(tx, grads, params=None):
-    """The same as one program, in NumPy."""
-    found = jax.jit(lambda grads: scanned(tx, grads, params))(grads)
-    return jax.tree.map(np.asarray, found)
+    """Updates of every step, leaves [steps, K, *p]."""
+    return all_steps(tx, grads, make_params() if params is None else params)[0]
 
 
 def norms(tree):
@@ -112,11 +108,12 @@ def test_global_group_has_one_norm_for_all_leaves(x64):
 
 
 LABELS = {"a": {"w": "x", "b": "y"}, "c": "x"}
+LABELLED = balance_by_norm(K, groups=LABELS)
 
 
 def test_labels_pool_the_leaves_they_name(x64):
     grads = times([1.0, 30.0, 0.2], draw(2))
-    updates = once(balance_by_norm(K, groups=LABELS), grads)
+    updates = once(LABELLED, grads)
 
     def pools(t):
         return {"x": [t["a"]["w"], t["c"]], "y": [t["a"]["b"]]}
@@ -126,27 +123,28 @@ def test_labels_pool_the_leaves_they_name(x64):
         assert_close(found, np.full(K, before[0]), rtol=1e-12)
 
 
+PREFIX = balance_by_norm(K, groups={"a": "x", "c": "y"})
+
+
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("groups", "same"),
     [
-        ({"a": "x", "c": "y"}, {"a": {"w": "x", "b": "x"}, "c": "y"}),
-        (lambda p: {"a": "x", "c": "y"}, {"a": "x", "c": "y"}),
-        ({"a": {"w": 1, "b": 2}, "c": 3}, "leaf"),
-        ({"a": "x", "c": "x"}, "global"),
+        ({"a": {"w": "x", "b": "x"}, "c": "y"}, PREFIX),
+        (lambda p: {"a": "x", "c": "y"}, PREFIX),
+        ({"a": {"w": 1, "b": 2}, "c": 3}, balance(K, groups="leaf")),
+        ({"a": "x", "c": "x"}, balance(K, groups="global")),
     ],
     ids=["prefix", "callable", "each leaf", "all leaves"],
 )
-def test_ways_to_state_the_same_groups(x64, one, other):
+def test_ways_to_state_the_same_groups(x64, groups, same):
     grads = draw(3, steps=4)
-    found = many(balance_by_norm(K, groups=one), grads)
-    assert_close(found, many(balance_by_norm(K, groups=other), grads), rtol=1e-12)
+    found = many(balance_by_norm(K, groups=groups), grads)
+    assert_close(found, many(same, grads), rtol=1e-12)
 
 
-def test_groups_differ():
-    grads = draw(4)
-    results = [
-        once(balance_by_norm(K, groups=g), grads) for g in ("leaf", "global", LABELS)
-    ]
+def test_groups_differ(x64):
+    stages = balance(K, groups="leaf"), balance(K, groups="global"), LABELLED
+    results = [once(tx, draw(4)) for tx in stages]
     for i in range(3):
         assert_different(results[i], results[i - 1])
 
@@ -162,33 +160,22 @@ def test_label_function_is_of_the_parameters(x64, with_params):
     named = {"w": "matrix", "b": "rest", "c": "rest"}
     rng = np.random.default_rng(0)
     grads = {k: rng.normal(size=(K, *p.shape)) for k, p in params.items()}
-    results = []
-    for groups in (rule, named):
-        tx = balance_by_norm(K, groups=groups)
-        given = params if with_params else None
-        results.append(jax.jit(tx.update)(grads, tx.init(params), given)[0])
-    assert_close(results[0], results[1], rtol=1e-12)
+    given = params if with_params else None
 
+    @jax.jit
+    def both(params, grads, given):
+        stages = [balance_by_norm(K, groups=groups) for groups in (rule, named)]
+        return [tx.update(grads, tx.init(params), given)[0] for tx in stages]
 
-@functools.cache
-def compiled(groups):
-    """Four steps from K factors and gradients, compiled once for all examples."""
-    tx = balance_by_norm(K, groups=groups)
-
-    def four_steps(factors, grads):
-        return scanned(
-            tx, jax.tree.map(lambda g: jax.vmap(times, (None, 0))(factors, g), grads)
-        )
-
-    return jax.jit(four_steps)
+    assert_close(*both(params, grads, given), rtol=1e-12)
 
 
 @given(st.floats(-6, 6), st.sampled_from(["leaf", "global"]))
 def test_scaling_all_losses_scales_the_result(exponent, groups):
     with jax.enable_x64(True):
-        scale, run, grads = 10.0**exponent, compiled(groups), draw(5, steps=4)
-        scaled = run(np.full(K, scale), grads)
-        expected = jax.tree.map(lambda u: scale * np.asarray(u), run(np.ones(K), grads))
+        scale, tx, grads = 10.0**exponent, balance(K, groups=groups), draw(5, steps=4)
+        scaled = many(tx, jax.tree.map(lambda g: scale * g, grads))
+        expected = jax.tree.map(lambda u: scale * u, many(tx, grads))
         assert_close(scaled, expected, rtol=1e-12)
 
 
@@ -196,12 +183,10 @@ def test_scaling_all_losses_scales_the_result(exponent, groups):
 def test_a_term_s_own_scale_does_not_matter(exponents):
     # All that is left of the sizes is the anchor's.
     with jax.enable_x64(True):
-        factors, run = 10.0 ** np.asarray(exponents), compiled("leaf")
+        factors, tx = 10.0 ** np.asarray(exponents), balance(K, groups="leaf")
         grads = draw(6, steps=4)
-        expected = jax.tree.map(
-            lambda u: factors[0] * np.asarray(u), run(np.ones(K), grads)
-        )
-        assert_close(run(factors, grads), expected, rtol=1e-11)
+        expected = jax.tree.map(lambda u: factors[0] * u, many(tx, grads))
+        assert_close(many(tx, each_step(factors, grads)), expected, rtol=1e-11)
 
 
 def test_norm_init_depends_on_the_scale_as_the_paper_prints_it(x64):
@@ -209,43 +194,38 @@ def test_norm_init_depends_on_the_scale_as_the_paper_prints_it(x64):
     updates = once(balance_by_norm(K, norm_init=1.0), times([1.0, 1.0, 50.0], grads))
     # Next to n = 1 no gradient of 1e-6 weighs anything: the sizes pass unchanged.
     assert_close(updates, times([1.0, 1.0, 50.0], grads), rtol=1e-3)
-    assert_close(
-        balance_by_norm(K, norm_init=2.5).init(make_params()).norms["c"],
-        np.full(K, 2.5),
-        rtol=0,
-    )
+    start = jax.jit(balance_by_norm(K, norm_init=2.5).init)(make_params())
+    assert_close(start.norms["c"], np.full(K, 2.5), rtol=0)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.9])
 def test_norms_are_averaged_from_the_first_one_seen(x64, decay):
     sizes = np.array([[2.0, 0.0], [3.0, 0.0], [1.0, 4.0], [5.0, 0.0], [0.0, 8.0]])
-    tx = balance_by_norm(2, decay)
-    state, update = tx.init(np.zeros(())), jax.jit(tx.update)
+    _, states = all_steps(balance_by_norm(2, decay), sizes)
     expected = np.zeros(2)
-    for size in sizes:
-        _, state = update(size, state)
+    for size, found in zip(sizes, states.norms, strict=True):
         for i in range(2):
             if expected[i] == 0:
                 expected[i] = size[i]
             else:
                 expected[i] = decay * expected[i] + (1 - decay) * size[i]
             # decay = 0 forgets: a zero average is seeded anew, with the same result.
-        assert_close(state.norms, expected, rtol=1e-14)
+        assert_close(found, expected, rtol=1e-14)
 
 
 @pytest.mark.parametrize("wakes", [1, 5, 50])
 def test_term_that_wakes_late_gets_the_anchor_s_size_at_once(x64, wakes):
-    grads = np.ones((wakes + 1, 2, 4))
+    grads = np.ones((51, 2, 4))
     grads[:, 1] *= 1e3
     grads[:wakes, 1] = 0
-    updates = many(balance_by_norm(2), grads, np.zeros(4))
-    assert_zero(updates[:-1, 1])
-    assert_close(updates[-1, 1], updates[-1, 0], rtol=1e-12)
+    updates = many(balance(2), grads, np.zeros(4))
+    assert_zero(updates[:wakes, 1])
+    assert_close(updates[wakes, 1], updates[wakes, 0], rtol=1e-12)
 
 
 def test_silent_terms_pass_and_do_not_set_the_size(x64):
     grads = np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
-    updates = once(balance_by_norm(3), grads, np.zeros(2))
+    updates = once(balance(3), grads, np.zeros(2))
     # The first term says nothing here: the second sets the size.
     assert_close(updates, np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 5.0]]), rtol=1e-14)
 
@@ -256,7 +236,7 @@ def test_silent_terms_pass_and_do_not_set_the_size(x64):
 def test_silence_is_relative(x64, ratio, silent):
     for scale in (1e-20, 1.0, 1e20):
         grads = scale * np.array([[1.0], [ratio]])
-        updates = once(balance_by_norm(2), grads, np.zeros(1))
+        updates = once(balance(2), grads, np.zeros(1))
         expected = grads if silent else scale * np.ones((2, 1))
         assert_close(updates / scale, expected / scale, rtol=1e-12)
 
@@ -272,7 +252,7 @@ def test_eps_sets_where_silence_begins(x64):
 
 def test_silent_term_is_no_anchor_by_eps(x64):
     grads = np.array([[1e-12], [1.0], [4.0]])
-    updates = once(balance_by_norm(3), grads, np.zeros(1))
+    updates = once(balance(3), grads, np.zeros(1))
     assert_close(updates, np.array([[1e-12], [1.0], [1.0]]), rtol=1e-14)
 
 
@@ -282,7 +262,7 @@ def test_head_of_one_term_is_left_as_it_is(x64):
         "trunk": np.array([[1.0, 0.0], [0.0, 9.0]]),
         "head": np.array([[0.0, 0.0], [5.0, 7.0]]),
     }
-    updates = once(balance_by_norm(2), grads, params)
+    updates = once(balance(2), grads, params)
     assert_identical(updates["head"], grads["head"])
     fixed = once(balance_by_norm(2, anchor=0), grads, params)
     assert_zero(fixed["head"])
@@ -301,20 +281,18 @@ def test_choice_of_the_anchor_is_per_group_and_step(x64):
 def test_any_order_of_terms_changes_one_factor_a_group(x64, order, groups):
     # The first term in the new order sets the size: the result is permuted, and
     # multiplied in each group by the ratio of the two anchors' averaged norms.
-    grads = draw(8, steps=5)
-    picked = np.array(order)
-    tx = balance_by_norm(K, groups=groups)
-    plain = many(tx, grads)
+    grads, picked = draw(8, steps=4), np.array(order)
+    tx = balance(K, groups=groups)
+    plain, states = all_steps(tx, grads, make_params())
     permuted = many(tx, jax.tree.map(lambda g: g[:, picked], grads))
-    state = tx.init(make_params())
-    update = jax.jit(tx.update)
-    for step in range(5):
-        _, state = update(jax.tree.map(lambda g, s=step: g[s], grads), state)
-        by_leaf = jax.tree.map(np.asarray, state.norms)
-        if groups == "global":
-            by_leaf = jax.tree.map(lambda _, n=by_leaf: n, make_params())
+    by_leaf = states.norms
+    if groups == "global":
+        by_leaf = jax.tree.map(lambda _: by_leaf, make_params())
+    for step in range(4):
         expected = jax.tree.map(
-            lambda u, n, s=step: u[s][picked] * n[picked[0]] / n[0], plain, by_leaf
+            lambda u, n, s=step: u[s][picked] * n[s, picked[0]] / n[s, 0],
+            plain,
+            by_leaf,
         )
         found = jax.tree.map(lambda u, s=step: u[s], permuted)
         assert_close(found, expected, rtol=1e-12)
@@ -322,24 +300,22 @@ def test_any_order_of_terms_changes_one_factor_a_group(x64, order, groups):
 
 def test_weights_multiply_the_balanced_terms(x64):
     weights = [2.0, 0.0, 0.5]
-    grads = draw(9, steps=3)
-    plain = many(balance_by_norm(K), grads)
+    grads = draw(9, steps=4)
     weighed = many(balance_by_norm(K, weights=weights), grads)
-    expected = jax.tree.map(lambda u: np.stack([times(weights, v) for v in u]), plain)
-    assert_close(weighed, expected, rtol=1e-12)
+    plain = many(balance(K, groups="leaf"), grads)
+    assert_close(weighed, each_step(weights, plain), rtol=1e-12)
 
 
-@pytest.mark.parametrize("kind", [list, tuple, np.asarray, jnp.asarray])
+@pytest.mark.parametrize("kind", [list, np.float32, jnp.float32])
 def test_weights_may_be_any_vector(kind):
-    grads = draw(9)
-    found = once(balance_by_norm(K, weights=kind([1.0, 2.0, 3.0])), grads)
-    expected = once(balance_by_norm(K, weights=[1.0, 2.0, 3.0]), grads)
-    assert_identical(found, expected)
+    weights = (1.0, 2.0, 3.0)
+    found = once(balance_by_norm(K, weights=kind(weights)), draw(9))
+    assert_identical(found, once(balance(K, weights=weights), draw(9)))
 
 
 def test_state_is_k_numbers_a_group():
     for groups, count in (("leaf", 3), ("global", 1), (LABELS, 2)):
-        state = balance_by_norm(K, groups=groups).init(make_params())
+        state = jax.eval_shape(balance_by_norm(K, groups=groups).init, make_params())
         leaves = jax.tree.leaves(state)
         assert [leaf.shape for leaf in leaves] == [(K,)] * count
 
@@ -349,8 +325,7 @@ def test_half_precision_norms_do_not_overflow():
     params = np.zeros(4, np.float16)
     grads = np.full((2, 4), 300.0, np.float16)
     grads[1] *= 0.01
-    tx = balance_by_norm(2)
-    updates, state = jax.jit(tx.update)(grads, tx.init(params), params)
+    updates, state = first_step(balance(2), grads, params)
     assert updates.dtype == jnp.float16
     assert state.norms.dtype == jnp.float32
     assert_close(updates, np.full((2, 4), 300.0), rtol=2e-3)
@@ -359,32 +334,26 @@ def test_half_precision_norms_do_not_overflow():
 @pytest.mark.parametrize("scale", [1e-18, 1e-10, 1e10, 1e18])
 def test_single_precision_over_thirty_six_orders(scale):
     grads = np.float32(np.array([[3.0, 4.0], [0.0, 0.5], [1.0, -1.0]]) * scale)
-    updates = once(balance_by_norm(3), grads, np.zeros(2, np.float32))
+    updates = once(balance(3), grads, np.zeros(2, np.float32))
     assert_close(norms(updates) / scale, np.full(3, 5.0), rtol=1e-6)
 
 
 def test_all_silent_is_no_division_by_zero():
-    tx = balance_by_norm(K)
-    state = tx.init(make_params())
-    zeros, update = jax.tree.map(np.zeros_like, draw(0)), jax.jit(tx.update)
-    updates, state = update(zeros, state, make_params())
-    assert_zero(updates)
-    assert_zero(state)
-    updates, state = update(draw(0), state, make_params())
+    grads = draw(0, steps=4)
+    for leaf in jax.tree.leaves(grads):
+        leaf[:2] = 0
+    updates, states = all_steps(balance(K, groups="leaf"), grads, make_params())
+    assert_zero(jax.tree.map(lambda x: x[:2], (updates, states)))
     assert_finite(updates)
 
 
 def test_hyperparameters_may_be_traced(x64):
-    grads = draw(10, steps=3)
+    grads, params = draw(10, steps=3), make_params()
     options = {"decay": 0.7, "norm_init": 0.5, "eps": 1e-9}
-
-    @jax.jit
-    def traced(values):
-        return scanned(balance_by_norm(K, **values), grads)
-
-    assert_close(
-        traced(options), many(balance_by_norm(K, **options), grads), rtol=1e-12
-    )
+    traced = optax.inject_hyperparams(balance_by_norm, static_args=("num_terms",))
+    found = many(traced(num_terms=K, **options), grads, params)
+    expected = many(balance_by_norm(K, **options), grads, params)
+    assert_close(found, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -430,7 +399,7 @@ def test_hyperparameter_of_a_wrong_type_is_named(own_errors, options, words):
 def test_labels_that_do_not_fit_the_tree_are_refused():
     tx = balance_by_norm(K, groups={"a": "x", "d": "y"})
     with pytest.raises(ValueError, match="groups must be a tree of labels"):
-        tx.update(draw(0), tx.init(make_params()), make_params())
+        once(tx, draw(0))
 
 
 @pytest.mark.parametrize(
@@ -456,9 +425,10 @@ def test_labels_that_do_not_fit_the_tree_are_refused():
 )
 def test_bad_updates_are_named(updates, params, error, words):
     tx = balance_by_norm(K)
-    state = tx.init(jax.tree.map(lambda u: u[0] if u.ndim else u, updates))
+    like = jax.tree.map(lambda u: u[0] if u.ndim else u, updates)
+    state = jax.eval_shape(tx.init, like)
     with pytest.raises(error, match="balance_by_norm") as caught:
-        tx.update(updates, state, params)
+        jax.eval_shape(tx.update, updates, state, params)
     assert_message(caught.value, *words)
 
 
@@ -466,6 +436,6 @@ def test_chain_with_two_aggregators_says_so():
     from multiterm_optax import sum_terms
 
     tx = optax.chain(sum_terms(), balance_by_norm(K))
-    params = jnp.ones((2, 2))
+    params = np.ones((2, 2), np.float32)
     with pytest.raises(ValueError, match="only one aggregator"):
-        tx.update(jnp.ones((K, 2, 2)), tx.init(params), params)
+        once(tx, np.stack([params] * K), params)

@@ -2,13 +2,13 @@
 
 import itertools
 
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from multiterm_optax import lr_annealing
 from tests._asserts import assert_message
+from tests._runs import first_step
 from tests.references import lr_annealing as reference
 from tests.transforms import _balancers as steps
 from tests.transforms._balancers import K
@@ -85,8 +85,8 @@ def test_what_is_not_finite_leaves_the_weights(value):
 
 
 def test_one_term_stays_as_it_is():
-    tx, grads = lr_annealing(1), jnp.array([[3.0, -4.0]])
-    updates, _ = tx.update(grads, tx.init(jnp.zeros(2)))
+    tx, grads = lr_annealing(1), np.float32([[3.0, -4.0]])
+    updates, _ = first_step(tx, grads)
     np.testing.assert_array_equal(updates, grads)
 
 
@@ -94,10 +94,10 @@ def test_decay_may_be_traced():
     make = optax.inject_hyperparams(
         lr_annealing, static_args=("num_terms", "statistic", "anchor", "plain")
     )
-    grads = jnp.asarray(steps.draw(steps=1)[0][0], jnp.float32)
+    grads = steps.draw(steps=1)[0][0]
     found, plain = make(num_terms=K, decay=0.7), lr_annealing(K, 0.7)
-    updates, _ = found.update(grads, found.init(grads[0]))
-    expected, _ = plain.update(grads, plain.init(grads[0]))
+    updates, _ = first_step(found, grads)
+    expected, _ = first_step(plain, grads)
     np.testing.assert_allclose(updates, expected, rtol=1e-6)
 
 

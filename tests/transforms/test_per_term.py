@@ -1,7 +1,6 @@
 """Any Optax transformation, once for each term."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -10,9 +9,14 @@ from jax.sharding import PartitionSpec as P
 
 from multiterm_optax import adatask, balance_by_norm, mtadam, per_term
 from tests._asserts import assert_close, assert_identical, assert_message
+from tests._runs import first_step
 
 K = 3
-PARAMS = {"w": jnp.linspace(-1.0, 1.0, 6).reshape(3, 2), "b": jnp.ones(2), "n": None}
+PARAMS = {
+    "w": np.linspace(-1, 1, 6, dtype=np.float32).reshape(3, 2),
+    "b": np.ones(2, np.float32),
+    "n": None,
+}
 INNERS = {
     "adam": optax.scale_by_adam(),
     "clip": optax.clip_by_global_norm(0.5),
@@ -36,16 +40,25 @@ def draw(steps=4):
 def test_each_term_goes_through_inner_alone(inner):
     inner, grads = INNERS[inner], draw()
     lifted = per_term(inner, K)
-    update, alone = jax.jit(lifted.update), jax.jit(inner.update)
-    state, states = lifted.init(PARAMS), [inner.init(PARAMS) for _ in range(K)]
-    for step in range(4):
-        grad = jax.tree.map(lambda g, s=step: g[s], grads)
-        updates, state = update(grad, state, PARAMS)
-        for i in range(K):
-            one = jax.tree.map(lambda g, i=i: g[i], grad)
-            expected, states[i] = alone(one, states[i], PARAMS)
-            found = jax.tree.map(lambda u, i=i: u[i], updates)
-            assert_close(found, expected, rtol=1e-6)
+
+    def step(carry, grad):
+        state, states = carry
+        found, state = lifted.update(grad, state, PARAMS)
+        terms = [jax.tree.map(lambda g, i=i: g[i], grad) for i in range(K)]
+        each = [inner.update(*one, PARAMS) for one in zip(terms, states, strict=True)]
+        expected, states = zip(*each, strict=True)
+        return (state, [*states]), (found, expected)
+
+    @jax.jit
+    def run(params, grads):
+        start = lifted.init(params), [inner.init(params)] * K
+        return jax.lax.scan(step, start, grads)
+
+    (state, states), (found, expected) = jax.device_get(run(PARAMS, grads))
+    for i in range(K):
+        for t in range(4):
+            one = jax.tree.map(lambda u, i=i, t=t: u[t, i], found)
+            assert_close(one, jax.tree.map(lambda u, t=t: u[t], expected[i]), rtol=1e-6)
     stacked = jax.tree.map(lambda *s: np.stack(s), *states)
     assert_close(state, stacked, rtol=1e-6)
 
@@ -57,9 +70,9 @@ def test_extra_arguments_reach_inner():
 
     inner = optax.GradientTransformationExtraArgs(lambda p: optax.EmptyState(), update)
     tx = per_term(inner, 2)
-    grads = jnp.arange(6.0).reshape(2, 3)
-    updates, _ = tx.update(grads, tx.init(jnp.zeros(3)), factor=3.0, note="x")
-    assert_identical(updates, 3 * grads)
+    grads = np.arange(6, dtype=np.float32).reshape(2, 3)
+    update = jax.jit(lambda g: tx.update(g, tx.init(g[0]), factor=3.0, note="x")[0])
+    assert_identical(update(grads), 3 * grads)
 
 
 def test_inner_without_extra_arguments_is_not_given_any():
@@ -67,35 +80,39 @@ def test_inner_without_extra_arguments_is_not_given_any():
         lambda p: optax.EmptyState(), lambda u, s, params=None: (u, s)
     )
     tx = per_term(inner, 2)
-    grads = jnp.ones((2, 3))
-    updates, _ = tx.update(grads, tx.init(jnp.zeros(3)), value=1.0)
+    grads = np.ones((2, 3), np.float32)
+    updates, _ = first_step(tx, grads, value=1.0)
     assert_identical(updates, grads)
 
 
 def test_clipping_inside_clips_each_term_and_before_all_jointly():
-    grads = jnp.array([[3.0, 4.0], [0.3, 0.4]])
-    tx = per_term(optax.clip_by_global_norm(1.0), 2)
-    updates, _ = tx.update(grads, tx.init(jnp.zeros(2)))
-    assert_close(updates, jnp.array([[0.6, 0.8], [0.3, 0.4]]), rtol=1e-6)
+    grads = np.float32([[3.0, 4.0], [0.3, 0.4]])
+    updates, _ = first_step(per_term(optax.clip_by_global_norm(1.0), 2), grads)
+    assert_close(updates, np.float32([[0.6, 0.8], [0.3, 0.4]]), rtol=1e-6)
 
 
 def test_state_can_be_read_by_name():
-    tx = per_term(optax.scale_by_adam(), K)
-    assert optax.tree.get(tx.init(PARAMS), "mu")["w"].shape == (K, 3, 2)
-    assert optax.tree.get(tx.init(PARAMS), "count").shape == (K,)
+    state = jax.eval_shape(per_term(optax.scale_by_adam(), K).init, PARAMS)
+    assert optax.tree.get(state, "mu")["w"].shape == (K, 3, 2)
+    assert optax.tree.get(state, "count").shape == (K,)
 
 
 def test_lifts_itself():
     # Terms of terms: [2, 3, *p].
     tx = per_term(per_term(optax.scale_by_adam(), 3), 2)
-    grads = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)), jnp.float32)
-    updates, _ = tx.update(grads, tx.init(jnp.zeros(4)))
-    assert_close(updates, jnp.sign(grads), rtol=1e-3)
+    grads = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    updates, _ = jax.jit(tx.update)(grads, tx.init(np.zeros(4, np.float32)))
+    assert_close(updates, np.sign(grads), rtol=1e-3)
 
 
 def make_mesh():
     """Two devices, shardings left to the compiler."""
     return jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))
+
+
+def ones_of_terms(mesh):
+    ones = np.ones((K, 4, 2), np.float32)
+    return jax.device_put(ones, NamedSharding(mesh, P(None, "x")))
 
 
 @pytest.mark.parametrize(
@@ -110,8 +127,8 @@ def make_mesh():
 def test_sharding_of_the_parameters_is_kept(build):
     mesh = make_mesh()
     sharded = NamedSharding(mesh, P("x"))
-    params = jax.device_put(jnp.ones((4, 2)), sharded)
-    grads = jax.device_put(jnp.ones((K, 4, 2)), NamedSharding(mesh, P(None, "x")))
+    params = jax.device_put(np.ones((4, 2), np.float32), sharded)
+    grads = ones_of_terms(mesh)
     tx = build()
     state = jax.jit(tx.init)(params)
     _, state = jax.jit(tx.update)(grads, state, params)
@@ -124,7 +141,7 @@ def test_sharding_of_the_parameters_is_kept(build):
 
 def test_eager_init_keeps_the_sharding():
     mesh = make_mesh()
-    params = jax.device_put(jnp.ones((4, 2)), NamedSharding(mesh, P("x")))
+    params = jax.device_put(np.ones((4, 2), np.float32), NamedSharding(mesh, P("x")))
     expected = NamedSharding(mesh, P(None, "x"))
     for tx in (per_term(optax.scale_by_adam(), K), mtadam(0.1, K)):
         nu = optax.tree.get(tx.init(params), "nu")
@@ -134,8 +151,8 @@ def test_eager_init_keeps_the_sharding():
 
 def test_no_leaf_is_gathered():
     mesh = make_mesh()
-    grads = jax.device_put(jnp.ones((K, 4, 2)), NamedSharding(mesh, P(None, "x")))
-    params = jax.device_put(jnp.ones((4, 2)), NamedSharding(mesh, P("x")))
+    grads = ones_of_terms(mesh)
+    params = jax.device_put(np.ones((4, 2), np.float32), NamedSharding(mesh, P("x")))
     for tx in (balance_by_norm(K), mtadam(0.1, K)):
         state = jax.jit(tx.init)(params)
         program = jax.jit(tx.update).lower(grads, state, params).compile().as_text()
@@ -159,4 +176,4 @@ def test_bad_num_terms_is_named(own_errors, count):
 def test_wrong_number_of_terms_is_named():
     tx = per_term(optax.scale_by_adam(), K)
     with pytest.raises(ValueError, match="num_terms=3, but the term axis has 2"):
-        tx.update(jnp.ones((2, 4)), tx.init(jnp.zeros(4)), jnp.zeros(4))
+        first_step(tx, np.ones((2, 4), np.float32), np.zeros(4, np.float32))

@@ -1,7 +1,6 @@
 """apply_if_finite: a term that is not finite is left out, or the whole step."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -17,10 +16,11 @@ from tests._asserts import (
     assert_single_trace,
     assert_zero,
 )
+from tests._runs import all_steps, first_step
 from tests.wrappers._recorder import recorder
 
 K = 3
-PARAMS = {"w": jnp.zeros((2, 2)), "b": jnp.zeros(2)}
+PARAMS = {"w": np.zeros((2, 2), np.float32), "b": np.zeros(2, np.float32)}
 BAD = (np.nan, np.inf, -np.inf)
 
 
@@ -40,7 +40,7 @@ def spoil(grads, step, term, leaf=0):
 
 
 def at(tree, step):
-    return jax.tree.map(lambda x: jnp.asarray(x[step]), tree)
+    return jax.tree.map(lambda x: x[step], tree)
 
 
 def without(grads, absent):
@@ -48,45 +48,48 @@ def without(grads, absent):
     kept = np.ones(K, bool)
     kept[list(absent)] = False
     return jax.tree.map(
-        lambda g: jnp.where(kept.reshape(K, *(1,) * (g.ndim - 1)), g, 0), grads
+        lambda g: np.where(kept.reshape(K, *(1,) * (g.ndim - 1)), g, 0), grads
     )
 
 
+INNER = optax.trace(0.5)
+THEIRS = {limit: optax.apply_if_finite(INNER, limit) for limit in (0, 2)}
+
+
 @pytest.mark.parametrize("skip", ["term", "step"])
-@pytest.mark.parametrize("limit", [0, 2])
+@pytest.mark.parametrize("limit", THEIRS)
 def test_one_term_is_optax_apply_if_finite(skip, limit):
     failing = [0, 1, 1, 0, 1, 1, 1, 1, 0, 1]
     grads = draw(len(failing), 1)
     for step, fails in enumerate(failing):
         if fails:
             spoil(grads, step, 0, leaf=step % 2)
-    inner = optax.trace(0.5)
-    ours = mt.apply_if_finite(mt.adatask(inner, 1), 1, limit, skip=skip)
-    theirs = optax.apply_if_finite(inner, limit)
-    state, their_state = ours.init(PARAMS), theirs.init(PARAMS)
+    ours = mt.apply_if_finite(mt.adatask(INNER, 1), 1, limit, skip=skip)
+    start = jax.eval_shape(ours.init, PARAMS)
     counted = CountedTraces(ours.update)
-    update, their_update = jax.jit(counted), jax.jit(theirs.update)
-    start = state
-    for step in range(len(failing)):
-        updates, state = update(at(grads, step), state, PARAMS)
-        alone = jax.tree.map(lambda g: g[0], at(grads, step))
-        expected, their_state = their_update(alone, their_state, PARAMS)
-        for found, wanted in zip(
-            jax.tree.leaves(updates), jax.tree.leaves(expected), strict=True
-        ):
-            np.testing.assert_array_equal(found, wanted)  # NaN equals NaN
-        assert int(state.notfinite_count[0]) == int(their_state.notfinite_count)
-        assert int(state.total_notfinite[0]) == int(their_state.total_notfinite)
-        assert bool(state.last_finite[0]) == bool(their_state.last_finite)
-    assert_same_signature(state, start)
+    ours = ours._replace(update=counted)
+    alone = jax.tree.map(lambda g: g[:, 0], grads)
+    updates, states = all_steps(ours, grads, PARAMS)
+    expected, other = all_steps(THEIRS[limit], alone, PARAMS)
+    for found, wanted in zip(
+        jax.tree.leaves(updates), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_array_equal(found, wanted)  # NaN equals NaN
+    for field in ("notfinite_count", "total_notfinite", "last_finite"):
+        np.testing.assert_array_equal(
+            getattr(states, field)[:, 0], getattr(other, field)
+        )
+    assert_same_signature(at(states, 0), start)
     assert_single_trace(counted)
+
+
+RECORDER = mt.apply_if_finite(recorder(K), K, 5)
 
 
 def test_a_term_that_fails_is_absent():
     grads = draw(1)
     spoil(grads, 0, 1)
-    tx = mt.apply_if_finite(recorder(K), K, 5)
-    updates, state = jax.jit(tx.update)(at(grads, 0), tx.init(PARAMS), PARAMS)
+    updates, state = first_step(RECORDER, at(grads, 0), PARAMS)
     seen = state.inner_state
     assert seen.present.tolist() == [True, False, True]
     expected = without(at(grads, 0), [1])
@@ -99,9 +102,8 @@ def test_a_term_that_fails_is_absent():
 
 def test_a_loss_that_is_not_finite_fails_its_term():
     grads = draw(1)
-    losses = {"a": jnp.float32(1.0), "b": jnp.float32(2.0), "c": jnp.float32(jnp.nan)}
-    tx = mt.apply_if_finite(recorder(K), K, 5)
-    _, state = tx.update(at(grads, 0), tx.init(PARAMS), PARAMS, losses=losses)
+    losses = {"a": 1.0, "b": 2.0, "c": np.nan}
+    _, state = first_step(RECORDER, at(grads, 0), PARAMS, losses=losses)
     assert state.inner_state.present.tolist() == [True, True, False]
     assert state.inner_state.losses.tolist() == [1.0, 2.0, 0.0]
     assert_identical(state.inner_state.grads, without(at(grads, 0), [2]))
@@ -118,12 +120,10 @@ def test_counts_follow_each_term():
     for step, term in zip(*np.nonzero(failing), strict=True):
         spoil(grads, step, term)
     tx = mt.apply_if_finite(recorder(K), K, 2)
-    update, state = jax.jit(tx.update), tx.init(PARAMS)
+    history = all_steps(tx, grads, PARAMS, present=here)
     in_a_row, total, last = np.zeros(K, int), np.zeros(K, int), np.ones(K, bool)
     for step in range(7):
-        updates, state = update(
-            at(grads, step), state, PARAMS, present=jnp.asarray(here[step])
-        )
+        updates, state = at(history, step)
         for i in range(K):
             if here[step, i]:
                 in_a_row[i] = in_a_row[i] + 1 if failing[step, i] else 0
@@ -148,10 +148,9 @@ def test_no_finite_term_skips_the_step(skip):
     for term in range(K):
         spoil(grads, 1, term)
     tx = mt.apply_if_finite(mt.mtadam(0.1, K), K, 3, skip=skip)
-    update = jax.jit(tx.update)
-    _, state = update(at(grads, 0), tx.init(PARAMS), PARAMS)
-    updates, after = update(at(grads, 1), state, PARAMS)
-    assert_zero(updates)
+    updates, states = all_steps(tx, grads, PARAMS)
+    state, after = at(states, 0), at(states, 1)
+    assert_zero(at(updates, 1))
     assert_identical(after.inner_state, state.inner_state)
     assert after.total_notfinite.tolist() == [1, 1, 1]
 
@@ -161,17 +160,12 @@ def test_a_step_is_skipped_for_one_term():
     for step, term in ((1, 0), (2, 1), (3, 2)):
         spoil(grads, step, term)
     tx = mt.apply_if_finite(recorder(K), K, 2, skip="step")
-    update, state = jax.jit(tx.update), tx.init(PARAMS)
-    counts, steps = [], []
-    for step in range(4):
-        updates, state = update(at(grads, step), state, PARAMS)
-        counts.append(int(state.inner_state.count))
-        steps.append(int(state.notfinite_steps))
-        if step in (1, 2):
-            assert_zero(updates)
+    updates, states = all_steps(tx, grads, PARAMS)
+    assert_zero(jax.tree.map(lambda u: u[1:3], updates))
     # The third failing step in a row gets through, though each term failed but once.
-    assert counts == [1, 1, 1, 2]
-    assert steps == [0, 1, 2, 3]
+    assert states.inner_state.count.tolist() == [1, 1, 1, 2]
+    assert states.notfinite_steps.tolist() == [0, 1, 2, 3]
+    updates, state = at((updates, states), 3)
     assert not np.isfinite(np.asarray(updates["w"])).all()
     assert state.notfinite_count.tolist() == [0, 0, 1]
     assert state.total_notfinite.tolist() == [1, 1, 1]
@@ -182,12 +176,12 @@ def test_a_step_is_skipped_for_one_term():
 def test_of_an_absent_term_nothing_is_read(skip):
     grads = draw(1)
     spoil(grads, 0, 2)
-    losses = jnp.array([1.0, 2.0, jnp.nan])
-    present = jnp.array([True, True, False])
+    given = {
+        "losses": np.float32([1.0, 2.0, np.nan]),
+        "present": np.array([True, True, False]),
+    }
     tx = mt.apply_if_finite(recorder(K), K, 5, skip=skip)
-    _, state = tx.update(
-        at(grads, 0), tx.init(PARAMS), PARAMS, losses=losses, present=present
-    )
+    _, state = first_step(tx, at(grads, 0), PARAMS, **given)
     assert state.notfinite_count.tolist() == [0, 0, 0]
     assert state.last_finite.all()
     assert int(state.notfinite_steps) == 0
@@ -196,9 +190,7 @@ def test_of_an_absent_term_nothing_is_read(skip):
 
 
 def test_all_absent_is_no_failure():
-    tx = mt.apply_if_finite(recorder(K), K, 5)
-    grads, nobody = at(draw(1), 0), jnp.zeros(K, bool)
-    _, state = tx.update(grads, tx.init(PARAMS), PARAMS, present=nobody)
+    _, state = first_step(RECORDER, at(draw(1), 0), PARAMS, present=np.zeros(K, bool))
     assert int(state.inner_state.count) == 1  # it is for inner to say what that means
     assert int(state.notfinite_steps) == 0
 
@@ -206,9 +198,8 @@ def test_all_absent_is_no_failure():
 def test_present_terms_and_one_that_fails_may_leave_none():
     grads = draw(1)
     spoil(grads, 0, 0)
-    tx = mt.apply_if_finite(recorder(K), K, 5)
-    only_first = jnp.array([True, False, False])
-    updates, state = tx.update(at(grads, 0), tx.init(PARAMS), present=only_first)
+    only_first = np.array([True, False, False])
+    updates, state = first_step(RECORDER, at(grads, 0), PARAMS, present=only_first)
     assert_zero(updates)
     assert int(state.inner_state.count) == 0
 
@@ -218,7 +209,7 @@ def test_a_stage_that_knows_of_no_absent_terms_gets_zeros():
     spoil(grads, 0, 1)
     inner = mt.chain(optax.clip_by_global_norm(0.1), mt.sum_terms())
     tx = mt.apply_if_finite(inner, K, 5)
-    updates, _ = tx.update(at(grads, 0), tx.init(PARAMS), PARAMS)
+    updates, _ = first_step(tx, at(grads, 0), PARAMS)
     left = {name: g[0, [0, 2]].astype(np.float64) for name, g in grads.items()}
     norm = np.sqrt(sum((g**2).sum() for g in left.values()))
     expected = {name: 0.1 / norm * g.sum(axis=0) for name, g in left.items()}
@@ -253,22 +244,14 @@ def test_left_out_is_the_same_as_absent(name):
         spoil(grads, step, term)
         here[step, term] = False
     inner = OPTIMIZERS[name]()
+    losses = losses.astype(np.float32)
     tx = mt.apply_if_finite(inner, K, 5)
-    update, plain_update = jax.jit(tx.update), jax.jit(inner.update)
-    state, plain = tx.init(PARAMS), inner.init(PARAMS)
+    updates, states = all_steps(tx, grads, PARAMS, losses=losses)
+    expected, plain = all_steps(inner, grads, PARAMS, losses=losses, present=here)
+    assert_finite(updates)
     for step in range(8):
-        values = jnp.asarray(losses[step], jnp.float32)
-        updates, state = update(at(grads, step), state, PARAMS, losses=values)
-        expected, plain = plain_update(
-            at(grads, step),
-            plain,
-            PARAMS,
-            losses=values,
-            present=jnp.asarray(here[step]),
-        )
-        assert_finite(updates)
-        assert_close(updates, expected, rtol=1e-6)
-    assert_close(state.inner_state, plain, rtol=1e-6)
+        assert_close(at(updates, step), at(expected, step), rtol=1e-6)
+    assert_close(at(states.inner_state, 7), at(plain, 7), rtol=1e-6)
 
 
 @pytest.mark.usefixtures("own_errors")
@@ -282,5 +265,5 @@ def test_bad_arguments_are_refused():
         mt.apply_if_finite(None, K, 1)
     tx = mt.apply_if_finite(optax.adam(0.1), K, 1)
     with pytest.raises(ValueError, match="inner must remove the term axis") as error:
-        tx.update(at(draw(1), 0), tx.init(PARAMS), PARAMS)
+        first_step(tx, at(draw(1), 0), PARAMS)
     assert_message(error.value, "apply_if_finite", "updates['b']", "sum_terms()")

@@ -1,6 +1,6 @@
 """multi_steps: one step on the means over several microbatches."""
 
-from functools import partial
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from tests._asserts import (
     assert_single_trace,
     assert_zero,
 )
+from tests._runs import all_steps, first_step
 from tests.wrappers._recorder import recorder
 
 K, EVERY, STEPS = 3, 4, 3
@@ -64,11 +65,16 @@ def run(tx, grads, losses, params):
         params = optax.apply_updates(params, updates)
         return (params, state), (params, updates)
 
-    params = jax.tree.map(jnp.asarray, params)
-    (_, state), history = jax.jit(lambda c: jax.lax.scan(step, c, (grads, losses)))(
-        (params, tx.init(params))
-    )
-    return *history, state
+    @jax.jit
+    def descend(params, data):
+        (_, state), history = jax.lax.scan(step, (params, tx.init(params)), data)
+        return *history, state
+
+    return jax.device_get(descend(params, (grads, losses)))
+
+
+def single(tree):
+    return jax.tree.map(np.float32, tree)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +83,7 @@ def run(tx, grads, losses, params):
         pytest.param(
             name,
             marks=pytest.mark.slow
-            if name in ("mtadam", "adatask_adam", "softadapt")
+            if name in ("mtadam", "adatask_adam", "softadapt", "chain")
             else [],
         )
         for name in INNER
@@ -105,7 +111,7 @@ def test_is_the_step_on_the_large_batch(name, x64):
 
 def test_microbatches_of_a_real_loss():
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(8, 3)), jnp.float32)
+    x = rng.normal(size=(8, 3)).astype(np.float32)
 
     def losses_fn(w, x):
         return {
@@ -123,17 +129,15 @@ def test_microbatches_of_a_real_loss():
         updates, state = tx.update(grads, state, w, losses=losses)
         return state, updates
 
-    plain, expected = jax.jit(partial(step, inner))(inner.init(w), x)
-    state, updates = jax.jit(lambda s, b: jax.lax.scan(partial(step, tx), s, b))(
-        tx.init(w), x.reshape(4, 2, 3)
-    )
-    updates = updates[-1]
-    assert_close(updates, expected, rtol=1e-5)
+    @jax.jit
+    def both(x):
+        expected = step(inner, inner.init(w), x)
+        parts = x.reshape(4, 2, 3)
+        return expected, jax.lax.scan(functools.partial(step, tx), tx.init(w), parts)
+
+    (plain, expected), (state, updates) = jax.device_get(both(x))
+    assert_close(updates[-1], expected, rtol=1e-5)
     assert_close(state.inner_opt_state, plain, rtol=1e-5)
-
-
-def at(tree, step):
-    return jax.tree.map(lambda x: jnp.asarray(x[step], jnp.float32), tree)
 
 
 @pytest.mark.parametrize(
@@ -145,44 +149,51 @@ def at(tree, step):
     ],
 )
 def test_one_term_is_optax_multi_steps(every):
-    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), PARAMS)
-    grads, _ = draw(9)
     ours = mt.multi_steps(mt.adatask(optax.adam(0.1), 1), 1, every)
     theirs = optax.MultiSteps(optax.adam(0.1), every)
-    state, their_state = ours.init(params), theirs.init(params)
-    update, their_update = jax.jit(ours.update), jax.jit(theirs.update)
-    for step in range(9):
-        one = jax.tree.map(lambda g: g[:1], at(grads, step))
-        updates, state = update(one, state, params)
-        alone = jax.tree.map(lambda g: g[0], one)
-        expected, their_state = their_update(alone, their_state, params)
+
+    def step(states, grad):
+        lifted = jax.tree.map(lambda g: g[None], grad)
+        found, state = ours.update(lifted, states[0], PARAMS)
+        expected, their_state = theirs.update(grad, states[1], PARAMS)
+        states = state, their_state
+        return states, (found, expected, *states)
+
+    @jax.jit
+    def run(params, grads):
+        return jax.lax.scan(step, (ours.init(params), theirs.init(params)), grads)[1]
+
+    grads = jax.tree.map(lambda g: g[:, 0], draw(9)[0])
+    history = jax.device_get(run(*single((PARAMS, grads))))
+    for t in range(9):
+        updates, expected, state, other = jax.tree.map(lambda x, t=t: x[t], history)
         assert_close(updates, expected, rtol=1e-6)
-        assert int(state.mini_step) == int(their_state.mini_step)
-        assert int(state.gradient_step) == int(their_state.gradient_step)
+        assert int(state.mini_step) == int(other.mini_step)
+        assert int(state.gradient_step) == int(other.gradient_step)
         if int(state.mini_step):
             unstacked = jax.tree.map(lambda g: g[0], state.acc_grads)
-            assert_close(unstacked, their_state.acc_grads, rtol=1e-6)
+            assert_close(unstacked, other.acc_grads, rtol=1e-6)
     assert int(state.gradient_step) >= 3
 
 
 def test_inner_is_untouched_between_steps():
-    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), PARAMS)
-    grads, _ = draw()
+    params, grads = single((PARAMS, draw(3)[0]))
     tx = mt.multi_steps(mt.mtadam(0.1, K), K, 2)
     counted = CountedTraces(tx.update)
     update = jax.jit(counted)
-    start = tx.init(params)
-    _, state = update(at(grads, 0), start, params)
+    start = jax.jit(tx.init)(params)
+    first, second, third = (jax.tree.map(lambda g, t=t: g[t], grads) for t in range(3))
+    _, state = update(first, start, params)
     assert_identical(state.inner_opt_state, start.inner_opt_state)
     assert int(state.mini_step) == 1
-    _, state = update(at(grads, 1), state, params)
+    _, state = update(second, state, params)
     assert (int(state.mini_step), int(state.gradient_step)) == (0, 1)
     # The step's means stay until the next microbatch, which starts anew.
-    means = jax.tree.map(lambda x, y: (x + y) / 2, at(grads, 0), at(grads, 1))
+    means = jax.tree.map(lambda x, y: (x + y) / 2, first, second)
     assert_close(state.acc_grads, means, rtol=1e-6)
     assert state.acc_count.tolist() == [2, 2, 2]
-    _, after = update(at(grads, 2), state, params)
-    assert_identical(after.acc_grads, at(grads, 2))
+    _, after = update(third, state, params)
+    assert_identical(after.acc_grads, third)
     assert after.acc_count.tolist() == [1, 1, 1]
     assert_identical(after.inner_opt_state, state.inner_opt_state)
     assert_same_signature(after, start)
@@ -190,7 +201,6 @@ def test_inner_is_untouched_between_steps():
 
 
 def test_a_term_has_the_mean_over_where_it_was():
-    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), PARAMS)
     grads, losses = draw(4)
     # The second term is absent from the first microbatch and from the last.
     present = np.array([[1, 0, 0], [1, 1, 0], [1, 1, 0], [1, 0, 0]], bool)
@@ -199,17 +209,9 @@ def test_a_term_has_the_mean_over_where_it_was():
         for leaf in grads.values():
             leaf[step, ~present[step]] = np.inf
     tx = mt.multi_steps(recorder(K), K, 4)
-    update = jax.jit(tx.update)
-    state = tx.init(params)
-    for step in range(4):
-        updates, state = update(
-            at(grads, step),
-            state,
-            params,
-            losses=jnp.asarray(losses[step], jnp.float32),
-            present=jnp.asarray(present[step]),
-        )
-    seen = state.inner_opt_state
+    given = {"losses": single(losses), "present": present}
+    updates, states = all_steps(tx, *single((grads, PARAMS)), **given)
+    updates, seen = jax.tree.map(lambda x: x[-1], (updates, states.inner_opt_state))
 
     def mean(values, term):
         rows = values[present[:, term], term]
@@ -228,26 +230,23 @@ def test_a_term_has_the_mean_over_where_it_was():
 
 
 def test_present_and_losses_are_forwarded_only_if_passed():
-    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), PARAMS)
-    grads, losses = draw(1)
+    grads, losses = jax.tree.map(lambda x: x[0], single(draw(1)))
     tx = mt.multi_steps(recorder(K), K, 1)
-    _, state = tx.update(at(grads, 0), tx.init(params), params)
+    _, state = first_step(tx, grads, single(PARAMS))
     assert state.inner_opt_state.losses.tolist() == [-1, -1, -1]  # as at the start
     assert not state.inner_opt_state.present.any()
     assert int(state.inner_opt_state.count) == 1
-    _, state = tx.update(
-        at(grads, 0), tx.init(params), params, losses=jnp.asarray(losses[0])
-    )
-    np.testing.assert_allclose(state.inner_opt_state.losses, losses[0], rtol=1e-6)
+    _, state = first_step(tx, grads, single(PARAMS), losses=losses)
+    np.testing.assert_allclose(state.inner_opt_state.losses, losses, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     "losses",
     [
-        {"a": 1.0, "b": jnp.bfloat16(2.0), "c": jnp.float16(3.0)},
-        jnp.array([1.0, 2.0, 3.0], jnp.bfloat16),
-        (jnp.array([1.0, 2.0, 3.0]),),
-        [jnp.float32(1.0), (jnp.float32(2.0), jnp.float32(3.0))],
+        {"a": 1.0, "b": np.ones((), jnp.bfloat16), "c": np.float16(3.0)},
+        np.ones(3, jnp.bfloat16),
+        (np.ones(3, np.float32),),
+        [np.float32(1.0), (np.float32(2.0), np.float32(3.0))],
     ],
 )
 def test_losses_keep_their_structure(losses):
@@ -259,8 +258,9 @@ def test_losses_keep_their_structure(losses):
 
     inner = optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
     tx = mt.multi_steps(inner, K, 1)
-    grads = jnp.ones((K, 2))
-    tx.update(grads, tx.init(jnp.zeros(2)), losses=losses, value="kept")
+    update = functools.partial(tx.update, value="kept")
+    state = jax.eval_shape(tx.init, np.zeros(2))
+    jax.eval_shape(update, np.ones((K, 2)), state, losses=losses)
     assert seen.keys() == {"losses", "value"}
     assert seen["value"] == "kept"
     assert jax.tree.structure(seen["losses"]) == jax.tree.structure(losses)
@@ -275,45 +275,31 @@ def test_means_are_taken_in_float32(dtype):
     # A running mean in bfloat16 would no longer move after a few dozen microbatches.
     every = 64
     rng = np.random.default_rng(0)
-    rows = jnp.asarray(1 + rng.uniform(size=(every, 1, 5)), dtype)
+    rows = (1 + rng.uniform(size=(every, 1, 5))).astype(jnp.dtype(dtype))
     tx = mt.multi_steps(recorder(1), 1, every)
-    params = jnp.zeros(5, dtype)
-
-    def step(state, grads):
-        updates, state = tx.update(grads, state, params)
-        return state, updates
-
-    state, updates = jax.jit(lambda s: jax.lax.scan(step, s, rows))(tx.init(params))
-    assert state.acc_grads.dtype == jnp.float32
+    updates, states = all_steps(tx, rows, np.zeros(5, rows.dtype))
+    assert states.acc_grads.dtype == jnp.float32
     assert updates.dtype == dtype
-    expected = np.asarray(rows, np.float64).mean(axis=0)[0]
+    expected = np.float64(rows).mean(axis=0)[0]
     half_a_digit = float(jnp.finfo(dtype).eps) / 2
     np.testing.assert_allclose(
-        np.asarray(updates[-1], np.float64), expected, rtol=1.01 * half_a_digit
+        np.float64(updates[-1]), expected, rtol=1.01 * half_a_digit
     )
 
 
 def test_more_microbatches_than_one_step_needs_do_not_drift():
     # Equal microbatches leave the mean where it was, bit for bit.
-    grads = jnp.asarray(np.random.default_rng(0).normal(size=(K, 5)), jnp.float32)
-    tx = mt.multi_steps(recorder(K), K, 7)
-    state = tx.init(jnp.zeros(5))
-    for _ in range(7):
-        _, state = tx.update(grads, state)
-    assert_identical(state.inner_opt_state.grads, grads)
+    grads = np.random.default_rng(0).normal(size=(K, 5)).astype(np.float32)
+    _, states = all_steps(mt.multi_steps(recorder(K), K, 7), np.stack([grads] * 7))
+    assert_identical(states.inner_opt_state.grads[-1], grads)
 
 
 def test_a_traced_number_of_microbatches():
     tx = optax.inject_hyperparams(mt.multi_steps, static_args=("inner", "num_terms"))(
         inner=recorder(K), num_terms=K, every_k_schedule=2
     )
-    grads = jnp.ones((K, 5))
-    state, steps = tx.init(jnp.zeros(5)), []
-    update = jax.jit(tx.update)
-    for _ in range(4):
-        _, state = update(grads, state)
-        steps.append(int(optax.tree.get(state, "gradient_step")))
-    assert steps == [0, 1, 1, 2]
+    _, states = all_steps(tx, np.ones((4, K, 5), np.float32))
+    assert optax.tree.get(states, "gradient_step").tolist() == [0, 1, 1, 2]
 
 
 @pytest.mark.usefixtures("own_errors")
@@ -343,10 +329,10 @@ def test_bad_arguments_are_refused():
     ],
 )
 def test_inner_without_an_aggregator_is_refused(inner):
-    params = {"w": jnp.zeros(2)}
+    params = {"w": np.zeros(2, np.float32)}
     tx = mt.multi_steps(inner, K, 2)
     with pytest.raises(ValueError, match="term axis") as error:
-        tx.update({"w": jnp.ones((K, 2))}, tx.init(params), params)
+        first_step(tx, {"w": np.ones((K, 2), np.float32)}, params)
     assert_message(
         error.value, "multi_steps", "inner", "updates['w']", "(3, 2)", "sum_terms()"
     )
@@ -361,20 +347,8 @@ def test_inner_without_an_aggregator_is_refused(inner):
     ],
 )
 def test_an_ordinary_stage_before_the_aggregator_of_inner_is_refused(wrap):
-    params = {"w": jnp.zeros(2)}
+    params = {"w": np.zeros(2, np.float32)}
     tx = wrap(optax.chain(optax.trace(0.9), mt.sum_terms()))
     with pytest.raises(ValueError, match="a stage of inner was initialised") as error:
-        tx.update({"w": jnp.ones((K, 2))}, tx.init(params), params)
+        first_step(tx, {"w": np.ones((K, 2), np.float32)}, params)
     assert_message(error.value, "trace['w']", "(2,)", "(3, 2)", "per_term")
-
-
-def test_hyperparameters_of_inner_may_be_injected():
-    make = optax.inject_hyperparams(mt.mtadam, static_args=("num_terms",))
-    inner = make(learning_rate=optax.linear_schedule(0.1, 0.0, 4), num_terms=K)
-    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), PARAMS)
-    grads, _ = draw(4)
-    found, expected = (
-        run(mt.multi_steps(tx, K, 2), grads, np.zeros((4, K)), params)[0]
-        for tx in (inner, mt.mtadam(optax.linear_schedule(0.1, 0.0, 4), K))
-    )
-    assert_close(found, expected, rtol=1e-5)
