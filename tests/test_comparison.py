@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.stats
+import scipy
 
 import multiterm_optax as mt
 from multiterm_optax import optimizers, transforms, weightings

@@ -9,9 +9,6 @@ import numpy as np
 import optax
 import pytest
 
-mpl.use("Agg")
-import matplotlib.pyplot as plt
-
 from multiterm_optax import metrics, mgda, per_term, plotting, reweight, sum_terms
 from tests._asserts import assert_message
 
@@ -25,13 +22,17 @@ each_picture = pytest.mark.parametrize("name", CALLS)
 
 
 @pytest.fixture(autouse=True)
-def no_open_figures():
-    yield
-    plt.close("all")
+def plt():
+    """Pyplot, which other files' workers need not import; no figure stays open."""
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    yield pyplot
+    pyplot.close("all")
 
 
 @each_picture
-def test_draws_on_the_axes_it_is_given(name):
+def test_draws_on_the_axes_it_is_given(plt, name):
     _, (left, right) = plt.subplots(1, 2)
     assert CALLS[name](ax=right) is right
     assert not left.has_data()
@@ -39,7 +40,7 @@ def test_draws_on_the_axes_it_is_given(name):
 
 
 @each_picture
-def test_makes_axes_of_its_own_and_leaves_others_alone(name):
+def test_makes_axes_of_its_own_and_leaves_others_alone(plt, name):
     _, other = plt.subplots()
     made = CALLS[name]()
     assert made is not other

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.optimize
+import scipy
 
 from multiterm_optax import _faces, _nnqp
 from tests.weightings import _jacobians
