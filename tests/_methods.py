@@ -117,6 +117,7 @@ class Method:
         return self.make(3).reads_losses
 
 
+@functools.cache
 def exported():
     """Factories of the top level: public functions whose return is a Weighting."""
     module = importlib.import_module("multiterm_optax")
@@ -176,6 +177,7 @@ def relative(method, weights):
     return weights / np.where(total > 0, total, 1)
 
 
+@functools.cache
 def factories():
     """The methods under the factories' own names."""
     return {name: methods()[name] for name in sorted(exported())}

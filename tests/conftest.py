@@ -22,6 +22,9 @@ for variable, setting in {
 }.items():
     os.environ.setdefault(variable, setting)
 
+# JAX's many small objects need not be searched often, from the first import on.
+gc.set_threshold(100_000, 20, 20)
+
 from tests import _annotations
 
 # Before anything imports the package: its annotations are then checked at each call.
@@ -71,10 +74,9 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_finish():
-    """What is imported stays; JAX's many small objects need not be searched often."""
+    """What is imported stays, and need not be searched again."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture

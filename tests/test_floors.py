@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,11 @@ def is_init(path):
     return path.name == "__init__.py"
 
 
+@cache
+def parsed(path):
+    return ast.parse(path.read_text("utf-8"))
+
+
 def imports(tree):
     """Dotted names of modules imported anywhere in a module, nested ones too."""
     for node in ast.walk(tree):
@@ -74,14 +80,11 @@ def module_exists(name):
     return name[0] == PACKAGE and len(name) > 1 and is_module
 
 
+@cache
 def exports_of(stage):
     """Private modules from which a stage's __init__ takes public names."""
-    init = ROOT / stage / "__init__.py"
-    return {name[-1] for name in imports(ast.parse(init.read_text())) if len(name) == 3}
-
-
-def parsed():
-    return {dotted(path): ast.parse(path.read_text()) for path in MODULES}
+    init = parsed(ROOT / stage / "__init__.py")
+    return {name[-1] for name in imports(init) if len(name) == 3}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -93,7 +96,7 @@ def test_module_has_a_floor(path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_come_from_lower_floors(path):
     name = dotted(path)
-    inner = [i[1:] for i in imports(ast.parse(path.read_text())) if i[0] == PACKAGE]
+    inner = [i[1:] for i in imports(parsed(path)) if i[0] == PACKAGE]
     if not name:
         return  # the public API may take a name from any floor
     for other in inner:
@@ -116,14 +119,14 @@ def test_dependencies_are_the_declared_ones(path):
     allowed = RUNTIME | {PACKAGE} | set(sys.stdlib_module_names)
     if name:
         allowed |= OPTIONAL.get(name[0], set())
-    for imported in imports(ast.parse(path.read_text())):
+    for imported in imports(parsed(path)):
         assert imported[0] in allowed, f"{path.name} imports {'.'.join(imported)}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_import_does_nothing_but_define(path):
     # An array made at import would fix the backend before a user can choose it.
-    for node in ast.parse(path.read_text()).body:
+    for node in parsed(path).body:
         if isinstance(node, ast.Expr):
             assert isinstance(node.value, ast.Constant), f"line {node.lineno}"
         elif isinstance(node, ast.Assign | ast.AnnAssign):
@@ -141,4 +144,4 @@ def test_the_check_sees_what_it_forbids():
     assert list(imports(tree)) == [(PACKAGE, "_terms"), ("optax", "contrib")]
     assert "_term_grads" in exports_of("gradients")
     assert "_outputs" not in exports_of("gradients")
-    assert len(parsed()) == len(MODULES)
+    assert len({dotted(path) for path in MODULES}) == len(MODULES)

@@ -1,5 +1,6 @@
 """Every stage page's outputs are what it prints, and every recipe works as pasted."""
 
+import ast
 import doctest
 import re
 
@@ -29,6 +30,8 @@ LONG = {
     "production",
     "remat",
 }
+# Dear programs, too, of which all but the values is seen without compiling any.
+TRACED = {"float16", "negative_losses", "trunk_and_heads"}
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
@@ -79,7 +82,7 @@ def names(tmp_path_factory):
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, marks=pytest.mark.slow if page.stem in LONG else ())
+        pytest.param(page, marks=pytest.mark.slow if page.stem in LONG | TRACED else ())
         for page in RECIPES
     ],
     ids=lambda page: page.stem,
@@ -88,6 +91,15 @@ def test_recipe_runs_as_pasted(page, names):
     if "import equinox" in page.read_text("utf-8"):
         pytest.importorskip("equinox")
     assert names(page.stem)["mt"] is mt
+
+
+@pytest.mark.parametrize("recipe", sorted(TRACED))
+def test_recipe_can_be_traced_but_for_its_asserts(recipe):
+    page = DOCS / "recipes" / f"{recipe}.md"
+    program = ast.parse("\n".join(python_blocks(page)))
+    program.body = [line for line in program.body if not isinstance(line, ast.Assert)]
+    code = compile(program, page.name, "exec")
+    jax.eval_shape(lambda: exec(code, {}))
 
 
 @pytest.mark.parametrize("page", RECIPES, ids=lambda page: page.stem)
@@ -113,6 +125,7 @@ def test_names_that_others_are_told_to_use_exist():
         assert callable(getattr(mt, name)), name
 
 
+@pytest.mark.slow
 def test_trunk_weights_come_from_the_trunk(names):
     found = names("trunk_and_heads")
     np.testing.assert_allclose(np.sum(found["weights"]), 1.0, rtol=1e-5)

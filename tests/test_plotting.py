@@ -9,9 +9,6 @@ import numpy as np
 import optax
 import pytest
 
-mpl.use("Agg")
-import matplotlib.pyplot as plt
-
 from multiterm_optax import metrics, mgda, per_term, plotting, reweight, sum_terms
 from tests._asserts import assert_message
 
@@ -25,13 +22,17 @@ each_picture = pytest.mark.parametrize("name", CALLS)
 
 
 @pytest.fixture(autouse=True)
-def no_open_figures():
-    yield
-    plt.close("all")
+def plt():
+    """Pyplot, which other files' workers need not import; no figure stays open."""
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    yield pyplot
+    pyplot.close("all")
 
 
 @each_picture
-def test_draws_on_the_axes_it_is_given(name):
+def test_draws_on_the_axes_it_is_given(plt, name):
     _, (left, right) = plt.subplots(1, 2)
     assert CALLS[name](ax=right) is right
     assert not left.has_data()
@@ -39,7 +40,7 @@ def test_draws_on_the_axes_it_is_given(name):
 
 
 @each_picture
-def test_makes_axes_of_its_own_and_leaves_others_alone(name):
+def test_makes_axes_of_its_own_and_leaves_others_alone(plt, name):
     _, other = plt.subplots()
     made = CALLS[name]()
     assert made is not other
@@ -107,21 +108,28 @@ def test_dominance_of_a_run():
     tx = optax.chain(
         per_term(optax.scale(1.0), 2), metrics.track_dominance(2), sum_terms()
     )
-    params = jnp.zeros(4)
-    state, shares = tx.init(params), []
-    grads = jnp.array([[1.0, 1.0, 1.0, 0.0], [0.0, 0.1, 1.0, 1.0]])
-    for _ in range(3):
+    params = np.zeros(4, np.float32)
+    grads = np.array([[1, 1, 1, 0], [0, 0.1, 1, 1]], np.float32)
+
+    @jax.jit
+    def step(state, grads):
         _, state = tx.update(grads, state, params)
-        shares.append(metrics.dominance_shares(metrics.dominance(state)))
-    ax = plotting.dominance(jnp.stack(shares), term=0)
+        return state, metrics.dominance_shares(metrics.dominance(state))
+
+    state, shares = tx.init(params), []
+    for _ in range(3):
+        state, now = step(state, grads)
+        shares.append(now)
+    ax = plotting.dominance(np.stack(shares), term=0)
     heights = [np.ptp(area.get_paths()[0].vertices[:, 1]) for area in ax.collections]
     # One parameter is the other term's, one is shared, two are this term's.
     np.testing.assert_allclose(heights, [0.25, 0, 0.25, 0, 0.5], atol=1e-6)
 
 
 def test_cosines_of_gradients():
-    grads = jax.random.normal(jax.random.key(0), (3, 8))
-    ax = plotting.cosines(metrics.cosines(grads), labels=["a", "b", "c"])
+    grads = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+    cosines = jax.jit(metrics.cosines)(grads)
+    ax = plotting.cosines(cosines, labels=["a", "b", "c"])
     rows = np.asarray(grads, np.float64)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     shown = np.array([float(text.get_text()) for text in ax.texts]).reshape(3, 3)

@@ -4,6 +4,7 @@ What is larger today is listed, and has to leave the list as soon as it is small
 """
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -56,12 +57,18 @@ def name_of(path, folder=ROOT):
     return path.relative_to(folder).as_posix()
 
 
+@cache
+def parsed(path):
+    return ast.parse(path.read_text("utf-8"))
+
+
+@cache
 def lines(path):
     return path.read_text("utf-8").splitlines()
 
 
 def gives_reason(path):
-    return path.read_text("utf-8").startswith(REASON)
+    return "\n".join(lines(path)).startswith(REASON)
 
 
 def docstrings(tree):
@@ -77,8 +84,8 @@ def docstrings(tree):
 def long_docstrings(limit):
     found = set()
     for path in LIBRARY:
-        tree = ast.parse(path.read_text("utf-8"))
-        found |= {name for name, length in docstrings(tree) if length > limit}
+        sizes = docstrings(parsed(path))
+        found |= {name for name, length in sizes if length > limit}
     return found
 
 
@@ -122,7 +129,7 @@ def test_no_docstring_is_too_long():
 def test_most_docstrings_are_shorter_still():
     long, all_of_them = [], 0
     for path in LIBRARY:
-        for node in ast.parse(path.read_text("utf-8")).body:
+        for node in parsed(path).body:
             if getattr(node, "name", "_").startswith("_"):
                 continue
             for name, length in docstrings(node):

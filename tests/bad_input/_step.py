@@ -25,7 +25,7 @@ def step(tx, updates=GRADS, params=PARAMS, *, state=..., **extra):
 
     ``extra`` is not abstract: the losses and the mask are known to be what they are.
     """
-    state = tx.init(PARAMS) if state is ... else state
+    state = jax.eval_shape(lambda: tx.init(PARAMS)) if state is ... else state
     return jax.eval_shape(
         lambda u, s, p: tx.update(u, s, p, **extra), updates, state, params
     )

@@ -25,7 +25,7 @@ def spoilt(value):
     rng = np.random.default_rng(0)
     out = {name: rng.normal(size=shape) for name, shape in SPOILT.items()}
     out["a"][0, 1] = value
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), out)
+    return jax.tree.map(np.float32, out)
 
 
 def where_not_finite(tree):
@@ -34,7 +34,7 @@ def where_not_finite(tree):
 
 def run_spoilt(tx, *values):
     """Where the update is not finite, in a step for each of the values, one by one."""
-    losses, update = jnp.ones(K), jax.jit(tx.update)
+    losses, update = np.ones(K, np.float32), jax.jit(tx.update)
     state, found = tx.init(ROOM), []
     for value in values:
         updates, state = update(spoilt(value), state, ROOM, losses=losses)
@@ -61,7 +61,11 @@ STAYS_APART = {
     "mtadam": (mtadam, ELEMENT, ELEMENT),
     "metabalance": (lambda: mt.metabalance(optax.sgd(0.1), K), ELEMENT, CLEAN),
     "ladatask": (lambda: mt.ladatask_rmsprop(0.1, K), ELEMENT, ELEMENT),
-    "apply_if_finite": (lambda: mt.apply_if_finite(mtadam(), K, 5), CLEAN, CLEAN),
+    "apply_if_finite": (
+        lambda: mt.apply_if_finite(mt.scale_by_max_adam(K), K, 5),
+        CLEAN,
+        CLEAN,
+    ),
 }
 
 
@@ -81,6 +85,9 @@ def test_a_gramian_keeps_what_is_not_finite_in_its_group(method):
     (by_leaf,) = run_spoilt(mt.reweight(_methods.build(method, K), K, "leaf"), np.nan)
     assert by_leaf["b"] == []
     assert [0, 1] in by_leaf["a"]
-    whole = mt.reweight(_methods.build(method, K), K)
-    kept = mt.apply_if_finite(mt.chain(whole, mt.sum_terms()), K, 5)
+
+
+def test_a_gramian_of_all_leaves_is_kept_finite():
+    whole = mt.chain(mt.reweight(mt.mgda(), K), mt.sum_terms())
+    kept = mt.apply_if_finite(whole, K, 5)
     assert run_spoilt(kept, np.nan) == [CLEAN]

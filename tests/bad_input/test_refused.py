@@ -82,7 +82,7 @@ def test_missing_losses_behind_other_stages(method):
 
 def test_weightings_that_need_no_losses_are_known():
     for name in _methods.factories().keys() - set(LOSS_READERS):
-        step(mt.weighted(_methods.build(name, 3), optax.sgd(0.1), 3), grads(3))
+        step(mt.reweight(_methods.build(name, 3), 3), grads(3))
 
 
 def test_the_page_quotes_real_messages():

@@ -1,7 +1,7 @@
 """Projection on the dual cone by SciPy's active set, in float64."""
 
 import numpy as np
-import scipy.optimize
+import scipy
 
 
 def projected(J, combination):

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-import scipy.optimize
+import scipy
 
 from multiterm_optax import _faces, _nnqp
 from tests.weightings import _jacobians

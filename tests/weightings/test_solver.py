@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.optimize
+import scipy
 
 from multiterm_optax._nnqp import solve
 from tests.weightings import _jacobians
