@@ -20,10 +20,17 @@ from tests._asserts import (
     assert_zero,
     named_leaves,
 )
-from tests.weightings import _steps
+from tests._magnitudes import (
+    CANCELLING,
+    CASES,
+    SHAPES,
+    K,
+    deviation,
+    sized,
+    unit_grads,
+    unit_losses,
+)
 
-K, STEPS = 3, 3
-SHAPES = {"matrix": (2, 3), "scalar": ()}  # few: each leaf is compiled
 HALF = ["bfloat16", "float16"]
 
 
@@ -56,30 +63,11 @@ def slow_but(names, chosen):
 
 
 # How a weighting is applied is the stage's matter, and tried with one of each kind; the
-# numbers of the others are those of their weights, below.
+# weights of all are compared in tests/weightings/test_contract.py.
 APPLIED = [
     *(pytest.param(name) for name in STAGES if name != "grad_drop"),
     *slow_but(WEIGHTINGS, _methods.REPRESENTATIVE - {"cagrad", "compose"}),
 ]
-
-
-def unit_grads():
-    """Gradients [STEPS, K, *p] of float64 with all entries between 0.15 and 1.
-
-    The terms conflict in some entries and differ in size by at most 2.
-    """
-    rng = np.random.default_rng(0)
-
-    def draw(shape):
-        sizes = rng.uniform(0.3, 1, size=(STEPS, K, *shape))
-        signs = np.where(rng.random(sizes.shape) < 0.3, -1, 1)
-        return signs * sizes * np.array([1, 0.7, 0.5]).reshape(K, *(1,) * len(shape))
-
-    return {leaf: draw(shape) for leaf, shape in SHAPES.items()}
-
-
-def unit_losses():
-    return np.exp(0.3 * np.random.default_rng(1).normal(size=(STEPS, K)))
 
 
 @functools.cache
@@ -259,50 +247,6 @@ def test_losses_in_half_precision_are_read_in_float32(name, dtype):
 
 # Single precision.
 
-CASES = {
-    "all small": (1e-18, 1e-18, 1e-18),
-    "all at 1e-15": (1e-15, 1e-15, 1e-15),
-    "all large": (1e18, 1e18, 1e18),
-    "one small": (1e-18, 1.0, 1.0),
-    "one large": (1e18, 1.0, 1.0),
-    "two small": (1.0, 1e-18, 1e-18),
-    "two large": (1e-18, 1e18, 1e18),
-    "side by side": (1e-18, 1.0, 1e18),
-    "side by side, the first the largest": (1e18, 1e-18, 1.0),
-    "far apart": (1e-3, 1.0, 1e18),
-    "less far apart": (1.0, 1e5, 1e-5),
-}
-
-# Where dot products of opposed signs cancel, what is left of two gradients of 1e-18 may
-# be less than float32's smallest number, 1e-38.
-CANCELLING = {"all small", "two small"}
-
-
-def sized(case):
-    """Gradients and losses of a case."""
-    sizes = np.array(CASES[case])
-
-    def scale(grad):
-        return (grad * sizes.reshape(K, *(1,) * (grad.ndim - 2))).astype(np.float32)
-
-    return jax.tree.map(scale, unit_grads()), np.float32(unit_losses() * sizes)
-
-
-def deviation(found, expected, keeps_terms, measure):
-    """Largest error of a step relative to ``measure``; by term where terms are kept."""
-    lead = 2 if keeps_terms else 1
-
-    def rows(tree):
-        leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)]
-        return np.concatenate([x.reshape(*x.shape[:lead], -1) for x in leaves], -1)
-
-    one, other = rows(found), rows(expected)
-    gaps = np.max(np.abs(one - other), axis=-1)
-    sizes = np.max(np.abs(rows(measure)), axis=-1)
-    assert np.all(gaps[sizes == 0] == 0)
-    return float(np.max(gaps[sizes > 0] / sizes[sizes > 0], initial=0.0))
-
-
 # Weights on the simplex come from differences: they are known to a rounding of 1, and
 # not to their own last digits. The gradient that they scale is the measure. SDMGrad's
 # rounds are so long that they multiply a rounding, and the last one may be anywhere.
@@ -334,50 +278,6 @@ def test_thirty_six_orders_of_magnitude(name, case):
     measure = grads if name in DESCENDING else expected
     gap = deviation(found, expected, name in KEEP_TERMS, measure)
     assert gap <= digits_of(name, case)
-
-
-def rows_of(case):
-    """Gradients [STEPS, K, P] of a case, and the losses."""
-    grads, losses = sized(case)
-    return np.concatenate([g.reshape(STEPS, K, -1) for g in grads.values()], 2), losses
-
-
-@functools.cache
-def directions(name):
-    """The directions of each step of all cases, from weights in both precisions."""
-    rows, losses = (np.stack(part) for part in zip(*map(rows_of, CASES), strict=True))
-    gramians = np.einsum("ctip,ctjp->ctij", rows, rows)
-    narrow, states = _steps.run_batch(name, gramians, losses)
-    assert narrow.dtype == np.float32
-    wide = np.empty(narrow.shape)
-    exact = np.einsum("ctip,ctjp->ctij", np.float64(rows), np.float64(rows))
-    with jax.enable_x64(True):
-        update, start = _steps.update_of(name)[1], _methods.build(name, K).init(K)
-        for case in range(len(CASES)):
-            state = start
-            for t in range(STEPS):
-                seen, heard = _steps.read(
-                    name, exact[case, t], np.float64(losses[case, t])
-                )
-                wide[case, t], state = update(seen, state, losses=heard)
-    found = []
-    for weights in (narrow, wide):
-        total = weights if weights.ndim == 3 else weights.sum(axis=2)
-        found.append(np.einsum("ctk,ctkp->ctp", np.float64(total), np.float64(rows)))
-    return (*found, states)
-
-
-# One of each solver, decomposition and other kind.
-WEIGHED = _methods.REPRESENTATIVE - {"compose"} | {"aligned_mtl", "upgrad"}
-
-
-@pytest.mark.parametrize("name", slow_but(WEIGHTINGS, WEIGHED))
-def test_weights_over_thirty_six_orders_of_magnitude(name):
-    found, expected, states = directions(name)
-    assert_finite((found, states))
-    for i, case in enumerate(CASES):
-        gap = deviation(found[i], expected[i], False, expected[i])
-        assert gap <= digits_of(name, case), case
 
 
 @pytest.mark.parametrize("case", CASES)

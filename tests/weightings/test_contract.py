@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from multiterm_optax import reweight
-from tests import _methods
+from tests import _magnitudes, _methods
 from tests._asserts import (
     assert_close,
     assert_finite,
@@ -187,6 +187,46 @@ def test_batches_that_hold_more_than_it_reads(name):
             update = _steps.update_of(name)[1]
             alone, _ = update(seen, _steps.start_of(name), losses=heard)
             assert_close(batch[i, 0], alone, rtol=1e-5)
+
+
+@functools.cache
+def of_all_sizes():
+    """Gradients [cases, steps, K, P], and losses [cases, steps, K]."""
+    rows, losses = [], []
+    for case in _magnitudes.CASES:
+        grads, of_case = _magnitudes.sized(case)
+        flat = [leaf.reshape(*of_case.shape, -1) for leaf in grads.values()]
+        rows.append(np.concatenate(flat, axis=2))
+        losses.append(of_case)
+    return np.stack(rows), np.stack(losses)
+
+
+@each_weighting
+def test_weights_over_thirty_six_orders_of_magnitude(name):
+    """The directions in float32 are those in float64."""
+    rows, losses = of_all_sizes()
+    wide = np.float64(rows)
+    narrow, states = _steps.run_batch(name, rows @ rows.swapaxes(2, 3), losses)
+    assert narrow.dtype == np.float32
+    assert_finite((narrow, states))
+    with jax.enable_x64(True):
+        exact = wide @ wide.swapaxes(2, 3), np.float64(losses)
+        expected = [run(name, *of_case)[0] for of_case in zip(*exact, strict=True)]
+    total, exact_total = (
+        weights if weights.ndim == 3 else weights.sum(axis=2)
+        for weights in (np.float64(narrow), np.stack(expected))
+    )
+    method = _methods.methods()[name]
+    for i, case in enumerate(_magnitudes.CASES):
+        found, right = (
+            np.einsum("tk,tkp->tp", weights[i], wide[i])
+            for weights in (total, exact_total)
+        )
+        gap = _magnitudes.deviation(found, right, False, right)
+        allowed = method.digits if method.reads == "gramian" else 1e-6
+        if method.reads == "gramian" and case in _magnitudes.CANCELLING:
+            allowed = 1e-2
+        assert gap <= allowed, case
 
 
 # One that reads norms, losses and the gramian each. Those that are compared with their
