@@ -9,6 +9,8 @@ import numpy as np
 from multiterm_optax import Weighting
 from tests import _methods
 
+OLD_JAX = jax.__version_info__ < (0, 11)
+
 WAYS = ["leaf", "stack", "forward"]
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from multiterm_optax import by_loss, by_norm, mgda, value_and_max_adam
 from tests._asserts import assert_close, assert_message, assert_same_signature
+from tests.gradients._weighted import OLD_JAX
 from tests.references import mtadam as reference
 
 K, WIDTH, ROWS = 5, 64, 4
@@ -119,7 +120,8 @@ def test_holds_no_k_gradients():
     step = jax.jit(max_adam.update, donate_argnums=0)
     memory = step.lower(state, params, x).compile().memory_analysis()
     copies = memory.temp_size_in_bytes / (4 * depth * width**2)
-    assert copies < 6  # K gradients are 32
+    # K gradients are 32. The XLA of JAX 0.10 frees what maxima are taken of later.
+    assert copies < (17 if OLD_JAX else 6)
     assert memory.alias_size_in_bytes > 4 * terms * depth * width**2
 
 

@@ -85,13 +85,7 @@ def test_costs_one_gradient(which):
     assert found < 0.3 * all_terms
 
 
-@pytest.mark.parametrize(
-    "weighting",
-    [
-        mt.mgda,
-        *(pytest.param(w, marks=pytest.mark.slow) for w in (mt.cagrad, mt.upgrad)),
-    ],
-)
+@pytest.mark.parametrize("weighting", [mt.mgda, mt.cagrad, mt.upgrad])
 def test_a_whole_step_costs_about_one_gradient(weighting):
     params, x = network(), batch()
     tx = mt.chain(mt.one_at_a_time(weighting(), K), optax.sgd(0.1))

@@ -18,6 +18,7 @@ from tests._asserts import (
     assert_close,
 )
 from tests.gradients._weighted import (
+    OLD_JAX,
     column_losses,
     compiled,
     dots,
@@ -69,6 +70,8 @@ def test_temporaries(num_terms, way, layers):
     # The cotangents of K terms at the outputs of all layers, 8 for each 160 weights.
     cotangents = num_terms * 8 / 160 if way is None else 0
     allowed = max(0.3, cotangents)
+    if OLD_JAX and num_terms == 64 and way is None:
+        allowed = 9  # its XLA frees later
     found = temporaries(weighted_grad.update, state, *large(layers))
     assert found - plain_temporaries(num_terms, layers) <= allowed
 

@@ -55,6 +55,18 @@ def _second_half_from_first(rows, factor):
     return rows
 
 
+# Found among random problems: an interior point that follows its predictions wherever
+# they lead goes round in circles here.
+CIRCLING = np.array(
+    [
+        [20.46, 6.36, 24.02, -34.01, 27.09, -4.44],
+        [7.51, -1.4, 2.09, 4.11, -8.93, 2.51],
+        [0.01, 0.07, 0, -0.07, 0, -0.04],
+        [0, -0.09, -0.52, -1.11, -0.96, -1.39],
+        [-1.64, -0.19, -1.47, 1.25, -0.07, -0.56],
+    ]
+)
+
 WELL_POSED = [generic, agreeing, scales_apart, aligned, opposed]
 DEGENERATE = [
     duplicated,

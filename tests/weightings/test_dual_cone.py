@@ -88,6 +88,14 @@ def test_direction_in_single_precision(name, terms, kind):
     assert apart < 2e-5
 
 
+def test_upgrad_where_an_interior_point_goes_in_circles(x64):
+    weights, state = weights_of("upgrad", _jacobians.CIRCLING)
+    assert state.converged
+    # From all active sets; tests/weightings/test_solver.py tries them, too.
+    expected = [0.2780, 0.7316, 0.2, 0.2, 5.7761]
+    np.testing.assert_allclose(weights, expected, atol=5e-5)
+
+
 @each_method
 def test_preference(x64, name):
     rows = _jacobians.generic(np.random.default_rng(0), 3, 6)

@@ -14,18 +14,6 @@ from tests.weightings._runs import filled
 
 KINDS = _jacobians.WELL_POSED + _jacobians.DEGENERATE
 
-# Found among random problems: an interior point that follows its predictions wherever
-# they lead goes round in circles here.
-CIRCLING = np.array(
-    [
-        [20.46, 6.36, 24.02, -34.01, 27.09, -4.44],
-        [7.51, -1.4, 2.09, 4.11, -8.93, 2.51],
-        [0.01, 0.07, 0, -0.07, 0, -0.04],
-        [0, -0.09, -0.52, -1.11, -0.96, -1.39],
-        [-1.64, -0.19, -1.47, 1.25, -0.07, -0.56],
-    ]
-)
-
 TOGETHER = 64
 compiled = jax.jit(jax.vmap(solve))
 
@@ -56,20 +44,21 @@ def by_active_sets(rows, combination):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_problem_that_makes_an_interior_point_go_in_circles(dtype):
+    rows = _jacobians.CIRCLING
     starts = np.vstack([np.eye(5) / 5, np.full(5, 0.2)])
-    expected = np.stack([by_active_sets(CIRCLING, start) for start in starts])
+    expected = np.stack([by_active_sets(rows, start) for start in starts])
     assert np.allclose(
         expected[:5].sum(0), [0.2780, 0.7316, 0.2, 0.2, 5.7761], atol=5e-5
     )
     # The projections of each gradient and of their mean, with gradients of length 1.
-    lengths = np.linalg.norm(CIRCLING, axis=1)
-    units = CIRCLING / lengths[:, None]
+    lengths = np.linalg.norm(rows, axis=1)
+    units = rows / lengths[:, None]
     gramians = np.stack([units @ units.T] * 6).astype(dtype)
     q = -(starts * lengths @ units @ units.T).astype(dtype)
     with jax.enable_x64(dtype == np.float64):
         found = solve_all(gramians, np.zeros_like(q), q)
     assert found.converged.all()
-    apart = (starts + found.z.astype(np.float64) / lengths - expected) @ CIRCLING
+    apart = (starts + found.z.astype(np.float64) / lengths - expected) @ rows
     bound = (1e-6 if dtype == np.float64 else 2e-4) * lengths.max()
     assert np.linalg.norm(apart[:5].sum(axis=0)) <= bound
     assert np.linalg.norm(apart[5]) <= bound
