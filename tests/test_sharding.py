@@ -153,10 +153,10 @@ def on_one_device():
 EXPLICIT = {"mtadam"}
 # The mixing of pcgrad is "reweight mixing" below, and its draws are those of a key, as
 # grad_drop's are. The balance of metabalance is the one of mtadam, the state of
-# ladatask_rmsprop less than that of adatask_adam, adaptive_mgda weights as MGDA does,
-# and the weights of softadapt are laid over devices below.
+# adatask_adam and ladatask_rmsprop like that of mtadam, adaptive_mgda weights as MGDA
+# does, and the weights of softadapt are laid over devices below.
 REPEATS = {"pcgrad", "metabalance", "weighted softadapt"}
-REPEATS |= {"ladatask_rmsprop", "adaptive_mgda"}
+REPEATS |= {"adatask_adam", "ladatask_rmsprop", "adaptive_mgda"}
 RUNS = [
     *(
         pytest.param(
@@ -172,7 +172,7 @@ RUNS = [
         )
         for method in METHODS
     ),
-    ("auto", "data parallel", "mtadam"),
+    pytest.param("auto", "data parallel", "mtadam", marks=pytest.mark.slow),
     ("explicit", "fsdp", "mtadam"),
     pytest.param("explicit", "fsdp", "adaptive_mgda", marks=pytest.mark.slow),
 ]

@@ -45,8 +45,6 @@ def both_adam(terms, inside, **options):
 WEIGHTS = [0.03, 1.0, 20.0]
 
 
-# Where two terms cancel in the first step, one more rounding is a deviation of 2e-9.
-@pytest.mark.usefixtures("full_compilation")
 @pytest.mark.parametrize("terms", sizes(3, slow=(2, 10)))
 @pytest.mark.parametrize("inside", [False, True], ids=["eps outside", "eps inside"])
 @pytest.mark.parametrize(
