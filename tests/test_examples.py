@@ -110,7 +110,7 @@ def test_no_image_is_in_two_splits(digits):
     assert len(train | val | test) == count
 
 
-@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("model", ["mlp", pytest.param("cnn", marks=pytest.mark.slow)])
 def test_class_losses_are_weighted_means_and_a_missing_class_has_no_gradient(
     digits, model
 ):
