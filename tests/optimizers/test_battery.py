@@ -335,8 +335,12 @@ def steps_of(tx, params, *steps):
 
 def run(tx, params, *steps):
     """Updates of every step and the last state."""
-    program = jax.jit(lambda: steps_of(tx, params, *steps)(tx.init(params)))
-    state, updates = program()
+
+    @jax.jit
+    def program(params, *steps):
+        return steps_of(tx, params, *steps)(tx.init(params))
+
+    state, updates = program(params, *steps)
     return updates, state
 
 

@@ -75,13 +75,19 @@ def test_agrees_with_equation_3(x64, record_deviation, terms):
 
 
 def unique_weights(J, c):
-    """The weights, from the direction: J of full rank has no others."""
-    return np.linalg.lstsq(J.T, reference.direction(J, c), rcond=None)[0]
+    """The weights, from the direction: independent gradients have no others."""
+    weights, _, rank, _ = np.linalg.lstsq(J.T, reference.direction(J, c), rcond=None)
+    assert rank == np.count_nonzero(J.any(axis=1))
+    return weights
+
+
+# Of most others the gradients of ten terms are dependent in some step.
+SEEDS = {2: 2, 3: 3, 10: 18}
 
 
 @pytest.mark.parametrize("terms", sizes(3, slow=(2, 10)))
 def test_in_front_of_adatask(x64, record_deviation, terms):
-    problem = Pulls(terms, STEPS, seed=terms)
+    problem = Pulls(terms, STEPS, seed=SEEDS[terms])
     tx = optax.chain(
         reweight(cagrad(), terms),
         per_term(optax.scale_by_rms(decay=0.9, eps=1e-6, eps_in_sqrt=False), terms),
