@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from tests import _arguments
+from tests._params import some
 
 FOLDER = Path(__file__).parent / "weightings"
 
@@ -163,10 +163,7 @@ def methods():
 
 def sampled(names):
     """The names as parameters, of which some of each kind run by default."""
-    return [
-        pytest.param(n, marks=[] if n in REPRESENTATIVE else pytest.mark.slow)
-        for n in names
-    ]
+    return some(names, REPRESENTATIVE)
 
 
 def relative(method, weights):

@@ -48,6 +48,7 @@ from tests._asserts import (
     assert_zero,
     named_leaves,
 )
+from tests._params import some
 
 K, STEPS = 3, 6
 # No axis of a parameter is as long as K or K - 1: one of those is a term axis.
@@ -107,13 +108,7 @@ SLOW = {
 }
 
 
-def each_case_but(slow):
-    marks = {True: pytest.mark.slow, False: ()}
-    cases = [pytest.param(case, marks=marks[case in slow]) for case in CASES]
-    return pytest.mark.parametrize("case", cases)
-
-
-each_case = each_case_but(SLOW)
+each_case = pytest.mark.parametrize("case", some(CASES, CASES.keys() - SLOW))
 
 
 def draw(steps=STEPS, seed=0, params=PARAMS):
@@ -247,7 +242,7 @@ def test_with_no_term_there_nothing_moves(x64, case):
 WHOLE = {"balance_by_norm", "grad_drop", "scale_by_max_adam", "mtadam", "weighted"}
 
 
-@each_case_but(CASES.keys() - WHOLE)
+@pytest.mark.parametrize("case", some(CASES, WHOLE))
 def test_all_there_is_the_default(x64, case):
     grads, losses = draw_for_cases(seed=2)
     found = run(case, grads, losses, np.ones((STEPS, K), bool))

@@ -30,6 +30,7 @@ from tests._asserts import (
     named_leaves,
 )
 from tests._factories import TERMS, example_losses, example_params
+from tests._params import some
 
 FACTORIES = _factories.factories()
 WITH_LEARNING_RATE = [f for f in FACTORIES if f.takes("learning_rate")]
@@ -37,8 +38,8 @@ WITH_LEARNING_RATE = [f for f in FACTORIES if f.takes("learning_rate")]
 
 def by_default(chosen):
     """Each factory, of which the others run with the slow tests."""
-    marks = {True: (), False: pytest.mark.slow}
-    each = [pytest.param(f, marks=marks[chosen(f)], id=f.name) for f in FACTORIES]
+    names = {f.name for f in FACTORIES if chosen(f)}
+    each = some(FACTORIES, names, name=lambda factory: factory.name)
     return pytest.mark.parametrize("factory", each)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import multiterm_optax as mt
 from tests._asserts import assert_close, assert_finite
+from tests._params import some
 
 K = 3
 # One term is silent, and one element and one leaf have no gradient at all.
@@ -81,7 +82,7 @@ def test_is_the_limit_of_differences(x64, name):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow if n in MORE else ()) for n in WEIGHTED],
+    some(WEIGHTED, WEIGHTED.keys() - MORE),
 )
 def test_is_the_weights_where_they_are_found(x64, name):
     tx = WEIGHTED[name]()

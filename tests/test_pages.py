@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import multiterm_optax as mt
+from tests._params import some
 from tests.test_docs import DOCS, python_blocks, run
 
 STAGES = sorted(path for path in (DOCS / "stages").glob("*.md") if path.stem != "index")
@@ -79,14 +80,14 @@ def names(tmp_path_factory):
     return names_of
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        pytest.param(page, marks=pytest.mark.slow if page.stem in LONG | TRACED else ())
-        for page in RECIPES
-    ],
-    ids=lambda page: page.stem,
-)
+def stem(page):
+    return page.stem
+
+
+STEMS = {page.stem for page in RECIPES}
+
+
+@pytest.mark.parametrize("page", some(RECIPES, STEMS - LONG - TRACED, name=stem))
 def test_recipe_runs_as_pasted(page, names):
     if "import equinox" in page.read_text("utf-8"):
         pytest.importorskip("equinox")

@@ -30,6 +30,7 @@ from tests._magnitudes import (
     unit_grads,
     unit_losses,
 )
+from tests._params import some
 
 HALF = ["bfloat16", "float16"]
 
@@ -56,17 +57,11 @@ WEIGHTINGS = {name: functools.partial(_weighted, name) for name in _methods.fact
 MAKE = {**STAGES, **WEIGHTINGS}
 
 
-def slow_but(names, chosen):
-    """The names as parameters, of which the chosen ones run by default."""
-    marks = {False: pytest.mark.slow, True: ()}
-    return [pytest.param(name, marks=marks[name in chosen]) for name in names]
-
-
 # How a weighting is applied is the stage's matter, and tried with one of each kind; the
 # weights of all are compared in tests/weightings/test_contract.py.
 APPLIED = [
     *(pytest.param(name) for name in STAGES if name != "grad_drop"),
-    *slow_but(WEIGHTINGS, _methods.REPRESENTATIVE - {"cagrad", "compose"}),
+    *some(WEIGHTINGS, _methods.REPRESENTATIVE - {"cagrad", "compose"}),
 ]
 
 
@@ -344,7 +339,7 @@ def test_norms_outside_the_range_leave_a_term_as_it_is(size):
 
 
 # Two share the solver of another.
-SOLVED = slow_but(["mgda", "cagrad", "upgrad", "dual_proj"], {"mgda", "upgrad"})
+SOLVED = some(["mgda", "cagrad", "upgrad", "dual_proj"], {"mgda", "upgrad"})
 
 
 @pytest.mark.parametrize("name", SOLVED)

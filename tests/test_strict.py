@@ -15,6 +15,7 @@ from jax.experimental import checkify
 
 import multiterm_optax as mt
 from tests import _factories, _methods
+from tests._params import some
 
 K = _factories.TERMS
 # All terms conflict with one another, so that the solver has something to do.
@@ -189,14 +190,8 @@ def test_gradients_and_metrics(name):
 CHECKED = sorted(METHODS.keys() - {"compose", "dual_proj", "frozen", "inexact_mgda"})
 
 
-def checked(by_default):
-    marks = {True: (), False: pytest.mark.slow}
-    names = [pytest.param(n, marks=marks[n in by_default]) for n in CHECKED]
-    return pytest.mark.parametrize("name", names)
-
-
 # One with loops and indices by default, and one that reads losses.
-@checked({"pcgrad", "softadapt"})
+@pytest.mark.parametrize("name", some(CHECKED, {"pcgrad", "softadapt"}))
 def test_weighting_passes_checkify_s_checks_of_indices_and_floats(name):
     weighting = METHODS[name].make(K)
     products = _methods.products(METHODS[name], GRAMIAN)
@@ -223,7 +218,7 @@ def test_transformation_passes_checkify_s_checks(name):
 
 # The annotations of loops are those of traced ones, and here the indices are ints.
 @pytest.mark.usefixtures("own_errors")
-@checked({"by_norm"})
+@pytest.mark.parametrize("name", some(CHECKED, {"by_norm"}))
 def test_weighting_makes_no_nan_on_the_way(name):
     # Without jit every operation is a program, and is looked at as by the checks above.
     weighting = METHODS[name].make(K)

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
+from tests._params import some
+
 ROWS = 3
 
 
@@ -258,10 +260,7 @@ MODELS = {
 
 # Made of what the others hold: by default it is only asked what is cut in them.
 OF_OTHERS = ("layer_norm", "flax_linen", "flax_nnx", "equinox")
-SOME = [
-    pytest.param(name, marks=pytest.mark.slow if name in OF_OTHERS else [])
-    for name in MODELS
-]
+SOME = some(MODELS, MODELS.keys() - set(OF_OTHERS))
 
 
 def names(params):

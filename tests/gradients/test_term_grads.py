@@ -22,10 +22,7 @@ from tests._asserts import (
 
 PASSES = ["unroll", "vmap", "loop"]
 # What stands before the passes is the same for all of them.
-ONE_OF_THE_PASSES = [
-    pytest.param(passes, marks=pytest.mark.slow if passes != "unroll" else [])
-    for passes in PASSES
-]
+ONE_OF_THE_PASSES = some(PASSES, {"unroll"})
 
 
 def make_params(dtype=np.float64):

@@ -8,6 +8,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import multiterm_optax as mt
+from tests._params import some
 
 K = 2
 STAGES = {
@@ -75,7 +76,7 @@ def test_sharded_parameters(name):
 )
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=() if n == "moco" else pytest.mark.slow) for n in STAGES],
+    some(STAGES, {"moco"}),
 )
 def test_numbers_with_sharded_parameters(name, types):
     tx, (params, grads) = STAGES[name](), draw()

@@ -23,16 +23,8 @@ OPTIONS = [
 ]
 
 
-# By default four, in which each two choices come together.
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param(options, marks=[] if i in (0, 3, 5, 6) else pytest.mark.slow)
-        for i, options in enumerate(OPTIONS)
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_transcription(options, record_deviation):
     rows, losses = steps.draw()
     updates, states = steps.run(lr_annealing(K, **options), rows, losses)

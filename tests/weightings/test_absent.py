@@ -33,6 +33,7 @@ from tests._asserts import (
     assert_zero,
     named_leaves,
 )
+from tests._params import some
 from tests.references import pcgrad as pcgrad_reference
 from tests.weightings import _steps
 
@@ -189,7 +190,7 @@ def test_terms_that_are_never_there_might_as_well_not_exist(method):
 # solvers one by one cost more than all the others together; MGDA has one, too.
 @pytest.mark.parametrize(
     "method",
-    [pytest.param(m, marks=[] if m in EAGER else pytest.mark.slow) for m in FOUND],
+    some(FOUND, EAGER),
 )
 @pytest.mark.usefixtures("x64")
 def test_all_present_is_as_if_nothing_were_said(method):
@@ -210,7 +211,7 @@ def test_all_present_is_as_if_nothing_were_said(method):
 
 @pytest.mark.parametrize(
     "method",
-    ["mgda", "pcgrad", "softadapt", pytest.param("gradnorm", marks=pytest.mark.slow)],
+    some(["mgda", "pcgrad", "softadapt", "gradnorm"], {"mgda", "pcgrad", "softadapt"}),
 )
 @pytest.mark.usefixtures("x64")
 def test_a_batch_of_masks(method):

@@ -71,9 +71,7 @@ def deviations(rows, preference=None):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(
-    ("terms", "count"), [(3, BATCH), pytest.param(10, 8, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("terms", "count"), [(3, BATCH), (10, 8)])
 def test_agrees_with_the_singular_values(terms, count, record_deviation):
     preference = np.random.default_rng(0).uniform(size=terms)
     deviation = deviations(full_rank(terms, terms, count), preference)

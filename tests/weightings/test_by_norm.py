@@ -31,17 +31,8 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("options", "grouping"),
-    [
-        # Labels ask the most of all options, and each grouping of one of them.
-        pytest.param(
-            o, g, marks=[] if g == "labels" or o == "mean" else pytest.mark.slow
-        )
-        for o in OPTIONS
-        for g in _groups.GROUPINGS
-    ],
-)
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("grouping", _groups.GROUPINGS)
 def test_it_is_the_stage_and_the_stage_is_its_formula(x64, options, grouping):
     chosen = OPTIONS[options]
     groups = _groups.GROUPINGS[grouping][0]

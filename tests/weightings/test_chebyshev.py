@@ -39,9 +39,7 @@ def deviations(rows):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(
-    ("terms", "count"), [(3, BATCH), pytest.param(10, 8, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("terms", "count"), [(3, BATCH), (10, 8)])
 def test_is_the_min_norm_point_of_the_unit_gradients(terms, count, record_deviation):
     deviation = deviations(_awkward.random_batch(terms, terms, count))
     record_deviation("chebyshev", deviation)

@@ -88,12 +88,16 @@ def test_direction_in_single_precision(name, terms, kind):
     assert apart < 2e-5
 
 
-def test_upgrad_where_an_interior_point_goes_in_circles(x64):
-    weights, state = weights_of("upgrad", _jacobians.CIRCLING)
+@each_method
+def test_where_an_interior_point_goes_in_circles(x64, name):
+    rows, equal = _jacobians.CIRCLING, np.full(5, 0.2)
+    weights, state = weights_of(name, rows, equal)
     assert state.converged
-    # From all active sets; tests/weightings/test_solver.py tries them, too.
-    expected = [0.2780, 0.7316, 0.2, 0.2, 5.7761]
-    np.testing.assert_allclose(weights, expected, atol=5e-5)
+    gap = np.linalg.norm(weights @ rows - REFERENCES[name](rows, equal))
+    assert gap <= 1e-6 * _properties.longest(rows)
+    if name == "upgrad":  # by all active sets, in tests/weightings/test_solver.py, too
+        expected = [0.2780, 0.7316, 0.2, 0.2, 5.7761]
+        np.testing.assert_allclose(weights, expected, atol=5e-5)
 
 
 @each_method

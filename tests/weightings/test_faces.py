@@ -181,4 +181,4 @@ def test_a_batch_of_gramians_equals_its_problems(rng):
     batch = jax.jit(jax.vmap(_nnqp.solve_each))(gramians, -gramians)
     assert batch.converged.all()
     for gramian, z in zip(gramians, np.asarray(batch.z), strict=True):
-        np.testing.assert_allclose(z, solve_each(gramian, -gramian).z, atol=2e-5)
+        np.testing.assert_allclose(z, solve_each(gramian, -gramian).z, atol=1e-12)

@@ -73,9 +73,7 @@ def deviations(rows, dtype):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(
-    ("terms", "count"), [(3, BATCH), pytest.param(10, 8, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("terms", "count"), [(3, BATCH), (10, 8)])
 def test_agrees_with_the_reference(terms, count, record_deviation):
     rows = _awkward.random_batch(terms, terms, count)
     apart = deviations(rows, np.float64)

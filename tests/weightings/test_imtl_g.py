@@ -47,9 +47,7 @@ def deviations(rows):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(
-    ("terms", "count"), [(3, BATCH), pytest.param(10, 10, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("terms", "count"), [(3, BATCH), (10, 10)])
 def test_agrees_with_the_printed_formula(terms, count, record_deviation):
     deviation = deviations(full_rank(terms, terms, count))
     record_deviation("imtl_g", deviation)

@@ -135,10 +135,8 @@ def test_weighted_says_what_a_search_lacks():
 
 @pytest.mark.usefixtures("own_errors")
 def test_a_value_fn_of_another_number_of_losses():
-    tx, grads = (
-        mt.weighted(mt.constant(WEIGHTS), SEARCH, 2),
-        np.float32(np.ones((2, 2))),
-    )
+    tx = mt.weighted(mt.constant(WEIGHTS), SEARCH, 2)
+    grads = np.ones((2, 2), np.float32)
     with pytest.raises(ValueError, match="losses") as error:
         trace(tx, grads, {"far": 1.0, "near": 2.0}, value_fn=lambda p: jnp.ones(3))
     assert_message(error.value, "weighted", "num_terms=2", "found 3")
