@@ -8,7 +8,8 @@ def some(values, by_default, name=None):
 
     ``name`` finds what a value is called; None: it is its own name.
     """
-    names = list(values) if name is None else [name(value) for value in values]
+    values = list(values)
+    names = values if name is None else [name(value) for value in values]
     return [
         pytest.param(
             value, marks=[] if one in by_default else pytest.mark.slow, id=str(one)

@@ -42,7 +42,7 @@ def test_no_closure_is_kept():
     assert identity(2) == 2
     seen = weakref.ref(identity)
     del identity
-    gc.collect()
+    gc.collect(1)  # what is young: all that was imported takes a second
     assert seen() is None
 
 

@@ -224,7 +224,7 @@ def test_the_mlp_has_ten_million_parameters_in_about_fifty_leaves(load):
         pytest.param("mlp", "mtadam", 3, marks=pytest.mark.slow),
         pytest.param("mlp", "pcgrad", 3, marks=pytest.mark.slow),
         # Two terms, the fewest: these are the dearest to compile.
-        ("mlp", "mgda", 2),
+        pytest.param("mlp", "mgda", 2, marks=pytest.mark.slow),
         pytest.param("transformer", "mgda", 2, marks=pytest.mark.slow),
         pytest.param("conv", "mtadam", 2, marks=pytest.mark.slow),
     ],

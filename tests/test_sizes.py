@@ -41,14 +41,9 @@ REASON = "# Longer than most: "
 SPLIT = "to be split by what it tests"
 LARGE_MODULES = {
     "examples/reproductions/mgda_multimnist.py": "one experiment in full",
-    "tests/gradients/test_term_grads.py": SPLIT,
-    "tests/gradients/test_weighted_grad.py": SPLIT,
-    "tests/test_absent.py": SPLIT,
-    "tests/test_composition.py": SPLIT,
     "tests/test_precision.py": SPLIT,
     "tests/test_sharding.py": SPLIT,
     "tests/transforms/test_balance_by_norm.py": SPLIT,
-    "tests/weightings/test_absent.py": SPLIT,
 }
 TO_THE_PAGE = "the long mathematics belongs to the page of the method"
 

@@ -73,13 +73,14 @@ def value_and_row_grads(
       ValueError: Shapes do not fit, or an argument is out of range.
 
     Example:
+      >>> import jax
       >>> import jax.numpy as jnp
       >>> from multiterm_optax import value_and_row_grads
       >>> def row_losses(w, rows):
       ...     return 0.5 * (rows["x"] * w - rows["y"]) ** 2
       >>> rows = {"x": jnp.array([1.0, 2.0, 3.0]), "y": jnp.array([0.0, 1.0, 1.0])}
       >>> source = jnp.array([0, 1, 0])  # of three terms, the last has no row
-      >>> fn = value_and_row_grads(row_losses, num_terms=3)
+      >>> fn = jax.jit(value_and_row_grads(row_losses, num_terms=3))
       >>> losses, grads = fn(jnp.array(1.0), rows, source)
       >>> losses.tolist(), grads.tolist()
       ([1.25, 0.5, 0.0], [3.5, 2.0, 0.0])

@@ -10,15 +10,13 @@ import pytest
 
 from multiterm_optax import term_grads, value_and_term_grads
 from tests._asserts import (
-    CountedTraces,
     assert_close,
     assert_identical,
-    assert_message,
     assert_same_structure,
-    assert_single_trace,
     assert_term_shapes,
     assert_zero,
 )
+from tests._params import some
 
 PASSES = ["unroll", "vmap", "loop"]
 # What stands before the passes is the same for all of them.
@@ -291,67 +289,6 @@ def test_losses_of_mixed_dtypes(x64):
     assert_close(grads, np.array([3.0, 4.0]), rtol=1e-12)
 
 
-@jax.custom_vjp
-def clipped(v):
-    return v**2
-
-
-clipped.defvjp(lambda v: (v**2, v), lambda v, g: (jnp.clip(2 * v * g, -1.0, 1.0),))
-
-BODIES = {
-    "custom_vjp": lambda w: jnp.sum(clipped(w)),
-    "custom_jvp": lambda w: jnp.sum(jax.nn.relu(w)),
-    "scan": lambda w: jax.lax.scan(lambda c, v: (jnp.sin(c * v), None), 1.0, w)[0],
-    "map": lambda w: jnp.sum(jax.lax.map(jnp.exp, w)),
-    "cond": lambda w: jax.lax.cond(w[0] > 0, jnp.sum, lambda v: jnp.sum(v**2), w),
-    "fori": lambda w: jax.lax.fori_loop(0, 3, lambda _, c: c * jnp.sum(w), 1.0),
-    "remat": lambda w: jax.checkpoint(lambda v: jnp.sum(jnp.tanh(v) ** 2))(w),
-    "jit": lambda w: jax.jit(lambda v: jnp.prod(v))(w),
-    "stop_gradient": lambda w: jnp.sum(w * jax.lax.stop_gradient(w)),
-    "while outside": lambda w: (
-        jnp.sum(w) * jax.lax.while_loop(lambda c: c < 9, lambda c: c + 2, jnp.zeros(()))
-    ),
-    "integers inside": lambda w: jnp.sum(w[jnp.argsort(w)[:2]]),
-}
-
-
-BODY_CASES = [(body, None) for body in BODIES]
-BODY_CASES += [("custom_vjp", "vmap"), ("cond", "vmap"), ("scan", "vmap")]
-BODY_CASES += [("scan", "loop")]
-
-
-@jax.jit
-def found_for_every_body(w):
-    """Gradients of two terms, in a list and in an array, and those of jax.grad."""
-
-    def other(v):
-        return jnp.sum(jnp.cos(v))
-
-    def found(body, passes, form):
-        losses_fn = lambda v: form([BODIES[body](v), other(v)])  # noqa: E731
-        return term_grads(losses_fn, passes=passes)(w)
-
-    alone = {body: jax.grad(function)(w) for body, function in BODIES.items()}
-    return (
-        alone,
-        jax.grad(other)(w),
-        {
-            (body, str(passes)): [
-                found(body, passes, list),
-                found(body, passes, jnp.stack),
-            ]
-            for body, passes in BODY_CASES
-        },
-    )
-
-
-@pytest.mark.parametrize(("body", "passes"), BODY_CASES)
-def test_control_flow_and_custom_derivatives(x64, passes, body):
-    alone, other, found = found_for_every_body(np.array([0.4, -1.2, 2.0]))
-    expected = np.stack([alone[body], other])
-    assert_close(found[body, str(passes)], [expected, expected], rtol=1e-13)
-
-
 def test_term_without_parameters_has_zero_gradient():
     def found(passes, form):
         losses_fn = lambda w, x: form([jnp.sum(w**2), jnp.sum(x), jnp.asarray(3.0)])  # noqa: E731
@@ -373,64 +310,6 @@ def test_no_term_touches_the_parameters():
         assert_zero(grads)
 
 
-@pytest.mark.parametrize("passes", PASSES)
-def test_vmap_over_a_batch(x64, passes):
-    def losses_fn(w, x):
-        return {"a": jnp.sum(w * x) ** 2, "b": jnp.sum(w**3)}
-
-    w, xs = np.arange(1.0, 4.0), np.arange(6.0).reshape(2, 3)
-    fn = value_and_term_grads(losses_fn, passes=passes)
-    losses, grads = jax.jit(jax.vmap(fn, in_axes=(None, 0)))(w, xs)
-    products = xs @ w
-    assert_close(losses, {"a": products**2, "b": np.full(2, np.sum(w**3))}, rtol=1e-13)
-    expected = [[2 * y * x, 3 * w**2] for x, y in zip(xs, products, strict=True)]
-    assert_close(grads, np.array(expected), rtol=1e-13)
-
-
-@pytest.mark.parametrize(
-    ("stacked", "passes"),
-    [(False, "unroll"), (True, "unroll"), (True, "vmap"), (False, "loop")]
-    + [
-        pytest.param(*case, marks=pytest.mark.slow)
-        for case in [(False, "vmap"), (True, "loop")]
-    ],
-)
-def test_second_derivatives(x64, passes, stacked):
-    def losses_fn(w):
-        terms = [jnp.sum(jnp.sin(w) ** 2), jnp.prod(w)]
-        return jnp.stack(terms) if stacked else terms
-
-    w, v = np.array([0.3, -0.5, 1.1]), np.array([1.0, 2.0, -1.0])
-    fn = term_grads(losses_fn, passes=passes)
-
-    @jax.jit
-    def derivatives(w, v):
-        along = jax.jvp(fn, (w,), (v,))[1]
-        return along, jax.grad(lambda w: jnp.sum(fn(w) ** 2))(w)
-
-    along, of_penalty = derivatives(w, v)
-    # By hand: sum(sin^2) has the gradient sin(2 w), the product one of two factors.
-    gradients = np.stack([np.sin(2 * w), w.prod() / w])
-    hessians = [np.diag(2 * np.cos(2 * w)), w.prod() / np.outer(w, w)]
-    np.fill_diagonal(hessians[1], 0)
-    assert_close(along, np.stack([h @ v for h in hessians]), rtol=1e-12)
-    expected = sum(2 * h @ g for h, g in zip(hessians, gradients, strict=True))
-    assert_close(of_penalty, expected, rtol=1e-12)
-
-
-@pytest.mark.parametrize("passes", PASSES)
-def test_the_forward_pass_is_traced_once(passes):
-    counted = CountedTraces(lambda w: [jnp.sum(w**2), jnp.sum(w), jnp.prod(w)])
-
-    def losses_fn(w):
-        return counted(w)
-
-    fn = jax.jit(value_and_term_grads(losses_fn, passes=passes))
-    for _ in range(3):
-        fn.eval_shape(np.ones(4, np.float32))
-    assert_single_trace(counted)
-
-
 def test_wrapped_function_keeps_its_name():
     def my_losses(w):
         """Doc."""
@@ -446,179 +325,6 @@ def test_numpy_parameters_and_python_floats_are_parameters():
     )
     assert_identical(grads["w"], np.array([2.0, 2.0]))
     assert_identical(grads["v"], np.array([[0.0, 0.0], [3.0, 3.0]]))
-
-
-# What a term does not touch costs nothing. Flops are XLA's own count, before it
-# compiles: within 2 % of the count after.
-
-
-def flops(fn, *args):
-    return jax.jit(fn).lower(*args).cost_analysis()["flops"]
-
-
-def network(*sizes):
-    """Layers to count flops with: their entries do not matter."""
-    return [np.full(shape, 0.1, np.float32) for shape in itertools.pairwise(sizes)]
-
-
-def forward(layers, x):
-    for layer in layers:
-        x = jnp.tanh(x @ layer)
-    return x
-
-
-@pytest.mark.parametrize("form", ["dict", "stack", "array", "weighted", "negated"])
-def test_penalty_costs_nothing(form):
-    params = network(16, 32, 32, 4)
-    x = np.ones((64, 16), np.float32)
-
-    def both(params, x):
-        task = jnp.mean((forward(params, x) - 1) ** 2)
-        return task, sum(jnp.sum(w**2) for w in params)
-
-    forms = {
-        "dict": lambda *a: dict(zip(("task", "l2"), both(*a), strict=True)),
-        "stack": lambda *a: jnp.stack(both(*a)),
-        "array": lambda *a: jnp.array(both(*a)),
-        "weighted": lambda *a: jnp.array([1.0, 1e-4]) * jnp.stack(both(*a)),
-        "negated": lambda *a: -jnp.stack(both(*a)),
-    }
-    ratio = flops(value_and_term_grads(forms[form]), params, x) / flops(
-        jax.value_and_grad(lambda *a: sum(both(*a))), params, x
-    )
-    assert ratio <= 1.05
-
-
-@pytest.mark.parametrize("stacked", [False, True], ids=["dict", "stack"])
-def test_heads_cost_one_pass_each(stacked):
-    heads = 4
-    params = {
-        "trunk": network(16, 32, 32),
-        "heads": {f"h{i}": network(32, 24, 3) for i in range(heads)},
-    }
-    x = np.ones((64, 16), np.float32)
-
-    def head_loss(head, hidden):
-        return jnp.mean((forward(head, hidden) - 1) ** 2)
-
-    def losses_fn(params, x):
-        hidden = forward(params["trunk"], x)
-        losses = {k: head_loss(h, hidden) for k, h in params["heads"].items()}
-        return jnp.stack(list(losses.values())) if stacked else losses
-
-    found = flops(value_and_term_grads(losses_fn), params, x)
-    head, trunk = params["heads"]["h0"], params["trunk"]
-    hidden = np.ones((64, 32), np.float32)
-    trunk_forward = flops(forward, trunk, x)
-    trunk_both = flops(
-        lambda t, x: jax.vjp(lambda t: forward(t, x), t)[1](hidden), trunk, x
-    )
-    one_head = flops(jax.value_and_grad(head_loss, (0, 1)), head, hidden)
-    expected = trunk_forward + heads * (trunk_both - trunk_forward) + heads * one_head
-    assert found <= 1.05 * expected
-
-
-def test_unrolled_passes_share_the_forward_pass():
-    params = network(16, 32, 32, 3)
-    x = np.ones((64, 16), np.float32)
-
-    def losses_fn(params, x):
-        return jnp.mean((forward(params, x) - 1) ** 2, axis=0)
-
-    one_forward = flops(losses_fn, params, x)
-    one_pair = flops(jax.value_and_grad(lambda *a: losses_fn(*a).sum()), params, x)
-    found = flops(value_and_term_grads(losses_fn, passes="unroll"), params, x)
-    assert found <= 1.05 * (one_forward + 3 * (one_pair - one_forward))
-
-
-# Bad input.
-
-
-def errors_of(losses_fn, *args, **options):
-    return lambda: value_and_term_grads(losses_fn, **options)(*args)
-
-
-W = np.ones(3, np.float32)
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "words"),
-    [
-        (errors_of(lambda w: w, np.ones((2, 3))), TypeError, ["losses_fn", "(2, 3)"]),
-        (
-            errors_of(lambda w: {"a": w, "b": jnp.sum(w)}, W),
-            TypeError,
-            ["losses['a']", "K scalars", "(3,)"],
-        ),
-        (
-            errors_of(lambda w: [w, w], W),
-            TypeError,
-            ["losses[0]", "array [K] or a pytree of K scalars", "(3,)"],
-        ),
-        (
-            errors_of(lambda w: {"a": jnp.sum(w), "n": jnp.asarray(3)}, W),
-            TypeError,
-            ["losses['n']", "floating point", "int32"],
-        ),
-        (
-            errors_of(lambda w: jnp.sum(w) * 1j, W),
-            TypeError,
-            ["losses", "real floating point", "complex64"],
-        ),
-        (errors_of(lambda w: {}, W), ValueError, ["losses_fn", "at least one", "none"]),
-        (
-            errors_of(lambda w: None, W),
-            ValueError,
-            ["losses_fn", "at least one", "none"],
-        ),
-        (
-            errors_of(lambda w: w[:0], W),
-            ValueError,
-            ["losses_fn", "at least one", "[0]"],
-        ),
-        (
-            errors_of(lambda p: jnp.sum(p["w"]), {"w": np.arange(3, dtype=np.int32)}),
-            TypeError,
-            ["argument 0['w']", "floating point", "int32"],
-        ),
-        (
-            errors_of(lambda w: jnp.sum(w), W, argnums=1),
-            ValueError,
-            ["argnums=1", "1 positional"],
-        ),
-        (
-            errors_of(lambda w: jnp.sum(w), W, argnums=(0, -2)),
-            ValueError,
-            ["argnums=-2", "1 positional"],
-        ),
-        (
-            errors_of(lambda w: jnp.sum(w), W, has_aux=True),
-            TypeError,
-            ["has_aux", "(losses, aux)", "found"],
-        ),
-        (
-            errors_of(lambda w: (jnp.sum(w), 1, 2), W, has_aux=True),
-            TypeError,
-            ["has_aux", "(losses, aux)", "tuple"],
-        ),
-        (
-            errors_of(lambda w: jnp.sum(w), W, passes="scan"),
-            ValueError,
-            ["passes", "'unroll', 'vmap', 'loop'", "'scan'"],
-        ),
-    ],
-)
-@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
-def test_bad_input_is_named(own_errors, call, error, words, jit):
-    with pytest.raises(error) as caught:
-        jax.jit(call)() if jit else call()
-    assert_message(caught.value, *words)
-
-
-@pytest.mark.parametrize("passes", ["vmap", "loop", "unroll"])
-def test_non_scalar_losses_are_refused_by_every_way(own_errors, passes):
-    with pytest.raises(TypeError, match="K scalars"):
-        value_and_term_grads(lambda w: [w, w], passes=passes)(W)
 
 
 def test_outputs_keep_structure_of_parameters():

@@ -27,6 +27,7 @@ from tests._asserts import (
     assert_same_signature,
     assert_single_trace,
 )
+from tests._params import some
 from tests.references.min_norm import min_norm_point
 
 STEPS = 3000
@@ -206,7 +207,7 @@ def descend(name, terms):
 
 
 # One term is what the contracts and test_single_term say of K = 1: no new way to go.
-@pytest.mark.parametrize("name", [slow(n) if n in REPEATS else n for n in METHODS])
+@pytest.mark.parametrize("name", some(METHODS, METHODS.keys() - REPEATS))
 @pytest.mark.parametrize("terms", [slow(1), 3])
 @pytest.mark.parametrize("target", TARGETS)
 def test_converges(name, terms, target):
@@ -383,8 +384,8 @@ def test_hyperparameters_may_be_injected(name):
 
 
 # A weighting's numbers are a matter of its own tests, and to multi_steps one is like
-# another: tests/wrappers has those that differ.
-@pytest.mark.parametrize("name", [slow(n) if n in WEIGHTINGS else n for n in METHODS])
+# another: tests/wrappers has those that differ. So is an Adam or RMSProp like another.
+@pytest.mark.parametrize("name", some(METHODS, METHODS.keys() - WEIGHTINGS - REPEATS))
 def test_injected_hyperparameters_and_accumulated_halves(name):
     """Both in one program: either must give the plain step on the mean."""
     found, _ = run(injected(name), *random_halves())

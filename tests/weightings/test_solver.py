@@ -155,7 +155,7 @@ def both_programs(gramians):
     return solve_all(every, *given)
 
 
-@pytest.mark.parametrize("terms", [5, 10, 64])
+@pytest.mark.parametrize("terms", [5, pytest.param(10, marks=pytest.mark.slow), 64])
 def test_the_solver_takes_at_most_twenty_iterations(terms):
     def gramians(kind):
         rng = np.random.default_rng(0)
