@@ -38,12 +38,8 @@ LONGER = 0.12
 # The first line of a longer file of a method says why it is.
 REASON = "# Longer than most: "
 
-SPLIT = "to be split by what it tests"
 LARGE_MODULES = {
     "examples/reproductions/mgda_multimnist.py": "one experiment in full",
-    "tests/test_precision.py": SPLIT,
-    "tests/test_sharding.py": SPLIT,
-    "tests/transforms/test_balance_by_norm.py": SPLIT,
 }
 TO_THE_PAGE = "the long mathematics belongs to the page of the method"
 
