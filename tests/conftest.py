@@ -75,7 +75,11 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_collection_finish():
     """What is imported stays, and need not be searched again."""
-    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    """Nor what the tests leave, which pytest would search once more at the end."""
     gc.freeze()
 
 
