@@ -98,6 +98,8 @@ SLOW = {
     "balance_by_norm, global",
     "weighted, inexact_mgda",
     "lr_annealing, mean, plain",
+    "ladatask_rmsprop",
+    "scale_by_max_adam",
     "scale_by_max_adam, amsgrad",
     "scale_by_max_adam, mean",
     "adatask_adagrad",

@@ -153,6 +153,7 @@ def test_a_case_that_failed_stands_in_the_table_with_its_reason(load):
     assert report.goals(results) == ["–"]
 
 
+@pytest.mark.slow  # tests/test_plotting.py draws by default
 def test_plot_is_drawn(load, tmp_path, monkeypatch):
     monkeypatch.setitem(mpl.rcParams, "savefig.dpi", 20)  # coarse, which is fast
     cases = load("cases")

@@ -171,9 +171,9 @@ def test_shapes_dtypes_and_a_stable_state(factory, dtype):
         assert counted.count == traced, "traced again after the first step"
 
 
-# Each of their operations is a program. MTAdam is a chain of a transform and an
-# aggregator. The examples in the docstrings of all factories are run outside jit, too.
-EAGER = {"sum_terms", "weighted", "mtadam"}
+# Each of their operations is a program. The examples in the docstrings of all factories
+# are run outside jit, too.
+EAGER = {"sum_terms", "weighted"}
 
 
 @by_default(lambda factory: factory.name in EAGER)

@@ -50,9 +50,8 @@ def on_one_device():
     return train
 
 
-# By default tests/optimizers/test_battery_sharded.py traces the other methods on
-# explicit axes, and with absent terms test_sharding_explicit.py compares two more.
-EXPLICIT = {"mtadam"}
+# By default tests/optimizers/test_battery_sharded.py traces all methods on explicit
+# axes, and with absent terms test_sharding_explicit.py compares three.
 # The mixing of pcgrad is "reweight mixing" below, and its draws are those of a key, as
 # grad_drop's are. The balance of metabalance is the one of mtadam, the state of
 # adatask_adam and ladatask_rmsprop like that of mtadam, adaptive_mgda weights as MGDA
@@ -68,10 +67,7 @@ RUNS = [
         for method in METHODS
     ),
     *(
-        pytest.param(
-            *("explicit", "data parallel", method),
-            marks=() if method in EXPLICIT else pytest.mark.slow,
-        )
+        pytest.param(*("explicit", "data parallel", method), marks=pytest.mark.slow)
         for method in METHODS
     ),
     pytest.param("auto", "data parallel", "mtadam", marks=pytest.mark.slow),

@@ -146,6 +146,7 @@ def test_m_config_in_full(x64, record_deviation):
     assert off < 1e-12
 
 
+@pytest.mark.slow  # test_trains_with_one_gradient_a_step does, too
 def test_the_page_trains():
     page = run(python_blocks(DOCS / "methods" / "one_at_a_time.md"), "one_at_a_time.md")
     rng = np.random.default_rng(0)

@@ -126,12 +126,12 @@ each_method = pytest.mark.parametrize(
 )
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
-# Most weightings; and what goes the way of others to the minimum: the sum that of
-# constant weights, a mean that of a median, an Adam or RMSProp that of another, and a
-# solver that of adaptive_mgda.
-REPEATS = {"adatask_adam", "adatask_rmsprop", "scale_by_max_adam", "sum_terms"}
-REPEATS |= {"cagrad", "compose", "mgda", "trimmed_mean"}
-REPEATS |= WEIGHTINGS - _methods.REPRESENTATIVE
+# Of the weightings all but one that reads the losses and one that mixes; and what goes
+# the way of others to the minimum: the sum that of weights, a mean that of a median, an
+# Adam, RMSProp or AdaGrad that of another, and a solver that of adaptive_mgda.
+REPEATS = {"adatask_adam", "adatask_rmsprop", "adatask_adagrad", "ladatask_rmsprop"}
+REPEATS |= {"scale_by_max_adam", "sum_terms", "trimmed_mean"}
+REPEATS |= WEIGHTINGS - {"softadapt", "pcgrad"}
 
 
 def test_every_method_is_found():
