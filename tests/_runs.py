@@ -41,17 +41,6 @@ def all_steps(tx, grads, params=None, **extra):
     return jax.device_get(_program(tx, True)(grads, params, extra))
 
 
-def many_steps(tx, params, grads):
-    """Updates of every step and the last state."""
-
-    def step(state, grad):
-        updates, state = tx.update(grad, state, params)
-        return state, updates
-
-    state, updates = jax.jit(lambda: jax.lax.scan(step, tx.init(params), grads))()
-    return updates, state
-
-
 SHAPES = {"matrix": (3, 2), "scalar": (), "vector": (4,)}
 SIZE = 11
 

@@ -30,7 +30,7 @@ from tests._magnitudes import (
     unit_losses,
 )
 from tests._params import some
-from tests._runs import many_steps
+from tests._runs import all_steps
 
 HALF = ["bfloat16", "float16"]
 
@@ -201,8 +201,8 @@ def test_mu_dtype_float32_keeps_the_digits_of_half_precision(name):
     rng = np.random.default_rng(0)
     grads = np.asarray(1e-5 * (1 + rng.uniform(size=(50, 2, 5))), np.float16)
     tx = WITH_MU[name]("float32")
-    narrow, _ = many_steps(tx, np.zeros(5, np.float16), grads)
-    wide, _ = many_steps(tx, np.zeros(5, np.float32), grads.astype(np.float32))
+    narrow, _ = all_steps(tx, grads, np.zeros(5, np.float16))
+    wide, _ = all_steps(tx, grads.astype(np.float32), np.zeros(5, np.float32))
     assert narrow.dtype == jnp.float16
     eps = float(jnp.finfo(jnp.float16).eps)
     # MTAdam's balanced gradients are rounded on their way to the moments, and those

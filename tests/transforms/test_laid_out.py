@@ -74,10 +74,7 @@ def test_sharded_parameters(name):
     [pytest.param(AxisType.Auto, marks=pytest.mark.slow), AxisType.Explicit],
     ids=str,
 )
-@pytest.mark.parametrize(
-    "name",
-    some(STAGES, {"moco"}),
-)
+@pytest.mark.parametrize("name", some(STAGES, {"moco"}))
 def test_numbers_with_sharded_parameters(name, types):
     tx, (params, grads) = STAGES[name](), draw()
     expected, _ = jax.jit(two_steps(tx))(params, grads)
